@@ -1,0 +1,106 @@
+"""Cost parameters: virtual nanoseconds of each part of a fault. Counts do not depend on them with one vCPU.
+
+The values here are those of configs/costs/default.toml, which adds range, machine, method and source to each.
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Cost(IntEnum):
+    """Index of each parameter; the lower-case name is the key of a cost file."""
+
+    TOUCH_NS = 0
+    """A guest access that the SPTE allows, TLB refill included."""
+    VM_EXIT_NS = 1
+    """Exit and entry, bare round trip; one half before the handler, one after."""
+    KVM_FAULT_NS = 2
+    """KVM's own work of one fault: dispatch, caches, walk, cmpxchg; one half before GUP, one after."""
+    GUP_FAST_NS = 3
+    """One GUP-fast attempt."""
+    GUP_SLOW_NS = 4
+    """One slow GUP walk, mmap_lock included, handle_mm_fault() not."""
+    ZERO_MAP_NS = 5
+    """handle_mm_fault() maps the 4K zero page."""
+    HUGE_ZERO_MAP_NS = 6
+    """handle_mm_fault() maps the huge zero page."""
+    ANON_FAULT_NS = 7
+    """handle_mm_fault() allocates and maps a 4K anonymous page, clearing left out."""
+    SHMEM_FAULT_NS = 8
+    """handle_mm_fault() allocates and maps a 4K shmem page, clearing left out."""
+    THP_FAULT_NS = 9
+    """handle_mm_fault() allocates and maps a THP, clearing left out."""
+    HUGETLB_FAULT_NS = 10
+    """hugetlb_fault() takes and maps a reserved page, clearing left out."""
+    REUSE_NS = 11
+    """handle_mm_fault() makes an exclusive page writable."""
+    COW_4K_NS = 12
+    """wp_page_copy() of a 4K page, clearing and notifiers left out."""
+    SPLIT_PMD_NS = 13
+    """__split_huge_pmd() of a huge-zero PMD, notifiers left out."""
+    HUGE_ZERO_THP_NS = 14
+    """do_huge_zero_wp_pmd(), clearing and notifiers left out."""
+    CLEAR_4K_NS = 15
+    CLEAR_2M_NS = 16
+    COPY_4K_NS = 17
+    NOTIFIER_NS = 18
+    """One notifier callback: entry, SRCU, memslot lookup; locks left out."""
+    MMU_LOCK_WRITE_NS = 19
+    """Hold of mmu_lock for write by a callback that flushes nothing."""
+    MMU_LOCK_READ_NS = 20
+    """Hold of mmu_lock for read by one fault: stale check and install."""
+    TLB_FLUSH_NS = 21
+    """A synchronous TLB shootdown, first target."""
+    TLB_FLUSH_TARGET_NS = 22
+    """The same, each further target."""
+    TLB_VICTIM_NS = 23
+    """What a vCPU in the guest loses to a shootdown: exit, entry, TLB refill."""
+
+
+DEFAULT_COSTS: Mapping[Cost, int] = {
+    Cost.TOUCH_NS: 20,
+    Cost.VM_EXIT_NS: 500,
+    Cost.KVM_FAULT_NS: 600,
+    Cost.GUP_FAST_NS: 100,
+    Cost.GUP_SLOW_NS: 300,
+    Cost.ZERO_MAP_NS: 470,
+    Cost.HUGE_ZERO_MAP_NS: 1000,
+    Cost.ANON_FAULT_NS: 950,
+    Cost.SHMEM_FAULT_NS: 1200,
+    Cost.THP_FAULT_NS: 5000,
+    Cost.HUGETLB_FAULT_NS: 2000,
+    Cost.REUSE_NS: 1100,
+    Cost.COW_4K_NS: 1750,
+    Cost.SPLIT_PMD_NS: 7900,
+    Cost.HUGE_ZERO_THP_NS: 55000,
+    Cost.CLEAR_4K_NS: 350,
+    Cost.CLEAR_2M_NS: 190000,
+    Cost.COPY_4K_NS: 600,
+    Cost.NOTIFIER_NS: 100,
+    Cost.MMU_LOCK_WRITE_NS: 150,
+    Cost.MMU_LOCK_READ_NS: 100,
+    Cost.TLB_FLUSH_NS: 1000,
+    Cost.TLB_FLUSH_TARGET_NS: 200,
+    Cost.TLB_VICTIM_NS: 1500,
+}
+
+
+class CostError(ValueError):
+    """A cost is missing, unknown, or no nanosecond count from 0 to one hour."""
+
+
+MAX_COST_NS = 3_600_000_000_000
+
+
+def cost_row(costs: Mapping[Cost, int]) -> NDArray[np.int64]:
+    """The vector that jitted code indexes with Cost; shape (len(Cost),), ns. Raises CostError."""
+    missing = [c.name.lower() for c in Cost if c not in costs]
+    if missing:
+        raise CostError(f"costs lack {', '.join(missing)}")
+    for cost, value in costs.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COST_NS:
+            raise CostError(f"cost {Cost(cost).name.lower()} = {value!r}: an integer from 0 to {MAX_COST_NS} ns is needed")
+    return np.array([costs[c] for c in Cost], dtype=np.int64)

@@ -1,0 +1,247 @@
+"""Running one step: the event loop for many actors, and the table-driven loop for one.
+
+Both give the same counters, state, times and latencies. The event loop follows every phase. The lone actor's loop
+looks each access of a 4K-mapped page up in a table that was made by running the event loop's own phases once for
+every state of a page (`learn_page_table`); what is not in the table (first touch of a region, huge mappings) goes
+through those phases as well.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.fault import begin_access, run_phase
+from kernels.jit import jit
+from kernels.primary_mmu import Env
+from kernels.schedule import next_actor, plan_all, plan_event
+from kernels.spec import (
+    HOST_MASK,
+    PMD_ORDER,
+    SPTE_SHIFT,
+    Actor,
+    Counter,
+    Cpu,
+    Gauge,
+    HostPmd,
+    HostPte,
+    Phase,
+    Spte,
+    SptePmd,
+    Stream,
+    Vm,
+)
+from kernels.state import Bytes, Int64s, Machine, record_event, spte
+from kernels.workload import fetch_access, start_actor
+
+SPTES = len(Spte)
+STATES = ((SPTES - 1) << SPTE_SHIFT) + HOST_MASK + 1  # values of a page's byte
+CLASSES = 2 * STATES  # state * 2 + write
+EXITS_OF_CLASS = 4  # latencies kept per class
+
+
+class PageTable(NamedTuple):
+    """What one access does to a 4K-mapped page that one actor has for itself, by class (state * 2 + write)."""
+
+    known: Bytes  # (CLASSES,) 1: the rest is valid
+    after: Bytes  # (CLASSES,) the page's byte afterwards
+    counters: Int64s  # (CLASSES, len(Counter))
+    gauges: Int64s  # (CLASSES, len(Gauge))
+    ns: Int64s  # (CLASSES,)
+    seq: Int64s  # (CLASSES,)
+    latency: Int64s  # (CLASSES, EXITS_OF_CLASS) buckets, -1 for none
+    slowest: Int64s  # (CLASSES,)
+    seen: Int64s  # (CLASSES,) how often it happened
+
+
+def new_page_table() -> PageTable:
+    return PageTable(
+        known=np.zeros(CLASSES, np.uint8),
+        after=np.zeros(CLASSES, np.uint8),
+        counters=np.zeros((CLASSES, len(Counter)), np.int64),
+        gauges=np.zeros((CLASSES, len(Gauge)), np.int64),
+        ns=np.zeros(CLASSES, np.int64),
+        seq=np.zeros(CLASSES, np.int64),
+        latency=np.zeros((CLASSES, EXITS_OF_CLASS), np.int64),
+        slowest=np.zeros(CLASSES, np.int64),
+        seen=np.zeros(CLASSES, np.int64),
+    )
+
+
+@jit
+def run_events(m: Machine, env: Env, budget: int) -> bool:
+    """All actors of the step, in the order of schedule.py. False: more than `budget` events."""
+    while True:
+        actor = next_actor(m)
+        if actor < 0:
+            return True
+        m.vm[Vm.EVENTS] += 1
+        if m.vm[Vm.EVENTS] > budget:
+            return False
+        run_event(m, env, actor)
+        plan_event(m, actor)
+
+
+@jit
+def run_event(m: Machine, env: Env, actor: int) -> None:
+    record_event(m, actor)
+    while run_phase(m, env, actor):
+        record_event(m, actor)
+
+
+@jit
+def start_step(m: Machine, env: Env) -> None:
+    m.counters[:] = 0
+    m.hist[:] = 0
+    m.vm[Vm.FAULT_MAX_NS] = 0
+    m.vm[Vm.EVENTS] = 0
+    m.vm[Vm.ACTORS] = env.stream[Stream.ACTORS]
+    for actor in range(m.vm[Vm.ACTORS]):
+        start_actor(m, env, actor)
+
+
+@jit
+def step_ns(m: Machine) -> int:
+    """Time from the step's start to the end of its last actor."""
+    last = 0
+    for actor in range(m.vm[Vm.ACTORS]):
+        last = max(last, m.cpu[actor, Cpu.TIME])
+    return last
+
+
+@jit
+def run_many(m: Machine, env: Env, budget: int) -> int:
+    """One step with all its actors. Returns its ns, or -1 when the budget of events ran out."""
+    start_step(m, env)
+    plan_all(m, m.vm[Vm.ACTORS])
+    if not run_events(m, env, budget):
+        return -1
+    return step_ns(m)
+
+
+@jit
+def finish_access(m: Machine, env: Env, budget: int) -> bool:
+    """Phases of actor 0, alone, until its access is over. False: more than `budget` events."""
+    while m.cpu[0, Cpu.PHASE] != Phase.TOUCH or m.cpu[0, Cpu.AGAIN]:
+        m.vm[Vm.EVENTS] += 1
+        if m.vm[Vm.EVENTS] > budget:
+            return False
+        run_phase(m, env, 0)
+    return True
+
+
+@jit
+def reset_lab(lab: Machine, state: int, write: int) -> None:
+    """A one-region machine whose page 0 is in that state, with actor 0 about to access it."""
+    lab.host_pmd[0] = HostPmd.TBL
+    lab.spte_pmd[0] = SptePmd.T
+    lab.pte[0] = state
+    lab.vm[:] = 0
+    lab.vm[Vm.ACTORS] = 1
+    lab.counters[:] = 0
+    lab.gauges[:] = 0
+    lab.hist[:] = 0
+    lab.cpu[0, :] = 0
+    lab.cpu[0, Cpu.WRITE] = write
+    lab.cpu[0, Cpu.LIMIT] = 1
+    lab.cpu[0, Cpu.WAIT_PAGE] = -1
+
+
+@jit
+def learn_class(lab: Machine, env: Env, table: PageTable, state: int, write: int) -> None:
+    k = state * 2 + write
+    reset_lab(lab, state, write)
+    begin_access(lab, env, 0)
+    if not finish_access(lab, env, 64):
+        return
+    table.known[k] = 1
+    table.after[k] = lab.pte[0]
+    table.counters[k, :] = lab.counters
+    table.gauges[k, :] = lab.gauges
+    table.ns[k] = lab.cpu[0, Cpu.TIME]
+    table.seq[k] = lab.vm[Vm.SEQ]
+    table.slowest[k] = lab.vm[Vm.FAULT_MAX_NS]
+    found = 0
+    for bucket in range(len(lab.hist)):
+        for _ in range(lab.hist[bucket]):
+            table.latency[k, found] = bucket
+            found += 1
+
+
+@jit
+def possible_state(host: int, entry: int) -> bool:
+    """No SPTE without a host entry, no writable SPTE over a read-only one."""
+    if host == HostPte.NONE:
+        return entry == Spte.N
+    return host != HostPte.Z_RO or entry != Spte.RW
+
+
+@jit
+def learn_page_table(lab: Machine, env: Env, table: PageTable) -> None:
+    """Run every state a page can be in between accesses, for reading and writing."""
+    table.known[:] = 0
+    table.seen[:] = 0
+    table.latency[:] = -1
+    for host in range(HostPte.SHM_BUSY):
+        for entry in range(SPTES):
+            if possible_state(host, entry):
+                learn_class(lab, env, table, host | (entry << SPTE_SHIFT), 0)
+                learn_class(lab, env, table, host | (entry << SPTE_SHIFT), 1)
+
+
+@jit
+def fold(m: Machine, table: PageTable) -> None:
+    """Add what the table's classes did, as often as each was seen."""
+    for k in range(CLASSES):
+        n = table.seen[k]
+        if n == 0:
+            continue
+        for i in range(len(m.counters)):
+            m.counters[i] += n * table.counters[k, i]
+        for i in range(len(m.gauges)):
+            m.gauges[i] += n * table.gauges[k, i]
+        m.vm[Vm.SEQ] += n * table.seq[k]
+        m.cpu[0, Cpu.TIME] += n * table.ns[k]
+        m.vm[Vm.FAULT_MAX_NS] = max(m.vm[Vm.FAULT_MAX_NS], table.slowest[k])
+        for i in range(EXITS_OF_CLASS):
+            if table.latency[k, i] >= 0:
+                m.hist[table.latency[k, i]] += n
+
+
+@jit
+def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable) -> int:
+    """One step with a single actor. Returns its ns, or -1 when the budget of events ran out."""
+    start_step(m, env)
+    learn_page_table(lab, env, table)
+    kind = env.stream[Stream.ACTOR]
+    cursor = kind != Actor.GUEST
+    while fetch_access(m, env, 0):
+        page = m.cpu[0, Cpu.GFN]
+        region = page >> PMD_ORDER
+        tables = kind != Actor.OUTSIDE and m.host_pmd[region] == HostPmd.TBL
+        if tables and (m.spte_pmd[region] == SptePmd.T or kind == Actor.VMM and m.spte_pmd[region] == SptePmd.N):
+            k = np.int64(m.pte[page]) * 2 + m.cpu[0, Cpu.WRITE]
+            if table.known[k]:
+                table.seen[k] += 1
+                m.pte[page] = table.after[k]
+                m.cpu[0, Cpu.INDEX] += cursor
+                continue
+        begin_access(m, env, 0)
+        if not finish_access(m, env, budget):
+            return -1
+    m.cpu[0, Cpu.PHASE] = Phase.DONE
+    fold(m, table)
+    return m.cpu[0, Cpu.TIME]
+
+
+@jit
+def mapped_pages(m: Machine) -> tuple[int, int]:
+    """(4K leaves, 2M leaves) counted in the tables: what the gauges must say."""
+    small, large = 0, 0
+    for region in range(len(m.spte_pmd)):
+        pmd = m.spte_pmd[region]
+        if pmd == SptePmd.RO or pmd == SptePmd.RW:
+            large += 1
+        elif pmd == SptePmd.T:
+            for page in range(region << PMD_ORDER, min((region + 1) << PMD_ORDER, len(m.pte))):
+                small += spte(m, page) != Spte.N
+    return small, large

@@ -1,0 +1,302 @@
+"""One access of one actor, event by event: touch, exit, GUP, host fault, install, retry.
+
+Each `on_*` function is one event at the actor's time. It sets the actor's next phase and time; it returns True when
+that next phase belongs to the same event (nothing else can happen in between).
+Sources: kvm_tdp_page_fault(), kvm_faultin_pfn(), hva_to_pfn(), kvm_tdp_mmu_map() of 6.1 and 6.12.
+"""
+
+from kernels.cost import Cost
+from kernels.jit import jit
+from kernels.locks import acquire, release, wait_for_page, wake_page_waiters
+from kernels.mmu import install, spte_allows
+from kernels.mmu_notifier import (
+    begin_replacement,
+    in_flight_range,
+    is_stale,
+    on_change,
+    on_change_done,
+    on_change_held,
+    on_end,
+    on_end_held,
+    on_start,
+    on_start_done,
+    on_start_held,
+)
+from kernels.policy import Behaviour
+from kernels.primary_mmu import (
+    Env,
+    begin_fault,
+    commit_fault,
+    count_pgfault,
+    find_action,
+    host_writable,
+)
+from kernels.spec import (
+    PAGE_BYTES,
+    PMD_ORDER,
+    Action,
+    Actor,
+    Counter,
+    Cpu,
+    HostPmd,
+    Outcome,
+    Phase,
+    SptePmd,
+    Stream,
+    Vm,
+)
+from kernels.state import Machine, record_latency
+from kernels.workload import fetch_access
+
+
+@jit
+def on_touch(m: Machine, env: Env, actor: int) -> bool:
+    """The next access, or the re-execution of one that exited."""
+    if m.cpu[actor, Cpu.AGAIN]:
+        return try_access(m, env, actor)
+    if not fetch_access(m, env, actor):
+        m.cpu[actor, Cpu.PHASE] = Phase.DONE
+        return False
+    return begin_access(m, env, actor)
+
+
+@jit
+def begin_access(m: Machine, env: Env, actor: int) -> bool:
+    """Start the access that fetch_access() put into the actor's row."""
+    c = m.cpu[actor]
+    kind = env.stream[Stream.ACTOR]
+    if kind == Actor.GUEST:
+        m.counters[Counter.TOUCHES] += 1
+        m.counters[Counter.WRITES if c[Cpu.WRITE] else Counter.READS] += 1
+        return try_access(m, env, actor)
+    if kind == Actor.VMM:
+        c[Cpu.FOLL_WRITE] = c[Cpu.WRITE]
+        c[Cpu.PHASE] = Phase.WALK
+        c[Cpu.TIME] += env.costs[Cost.GUP_SLOW_NS]
+    elif kind == Actor.PREFAULT:
+        c[Cpu.PHASE] = Phase.FAULT
+        c[Cpu.TIME] += env.costs[Cost.KVM_FAULT_NS]
+    else:
+        m.counters[Counter.VMM_PGFAULT] += 1
+        m.counters[Counter.BYTES_COPIED] += PAGE_BYTES
+        c[Cpu.ACTION] = Action.COW_4K
+        c[Cpu.PHASE] = Phase.START
+        c[Cpu.TIME] += env.costs[Cost.COW_4K_NS] + env.costs[Cost.COPY_4K_NS] + env.costs[Cost.NOTIFIER_NS]
+    return False
+
+
+@jit
+def half_exit(env: Env, second: bool) -> int:
+    """Time from the guest into the fault handler, or (second half) back."""
+    exit_ns = env.costs[Cost.VM_EXIT_NS]
+    fault_ns = env.costs[Cost.KVM_FAULT_NS]
+    first = exit_ns // 2 + fault_ns // 2
+    return exit_ns + fault_ns - first if second else first
+
+
+@jit
+def try_access(m: Machine, env: Env, actor: int) -> bool:
+    """Execute the instruction: it goes through, or exits with an EPT violation / nested page fault."""
+    c = m.cpu[actor]
+    if spte_allows(m, c[Cpu.GFN], c[Cpu.WRITE]):
+        if not c[Cpu.AGAIN]:
+            m.counters[Counter.HITS] += 1
+        c[Cpu.AGAIN] = 0
+        c[Cpu.TIME] += env.costs[Cost.TOUCH_NS] + env.stream[Stream.THINK_NS]
+        return False
+    c[Cpu.AGAIN] = 1
+    m.counters[Counter.EXITS] += 1
+    m.counters[Counter.PF_TAKEN] += 1
+    c[Cpu.EXIT_TIME] = c[Cpu.TIME]
+    c[Cpu.TIME] += half_exit(env, False)
+    c[Cpu.PHASE] = Phase.FAULT
+    return False
+
+
+@jit
+def on_fault(m: Machine, env: Env, actor: int) -> bool:
+    """Snapshot of the sequence, pre-check, first GUP-fast (always for write: the slot is writable)."""
+    c = m.cpu[actor]
+    c[Cpu.SEQ] = m.vm[Vm.SEQ]
+    if env.policy[Behaviour.STALE_PRECHECK] and in_flight_range(m, c[Cpu.GFN]):
+        return finish_fault(m, env, actor, Outcome.RETRY)
+    c[Cpu.FOLL_WRITE] = 1 if env.policy[Behaviour.ALWAYS_WRITABLE] else c[Cpu.WRITE]
+    c[Cpu.TIME] += env.costs[Cost.GUP_FAST_NS]
+    if host_writable(m, env, c[Cpu.GFN]):
+        m.counters[Counter.GUP_FAST] += 1
+        c[Cpu.MAP_WRITABLE] = 1
+        c[Cpu.PHASE] = Phase.MAP
+    else:
+        m.counters[Counter.GUP_SLOW] += 1
+        c[Cpu.TIME] += env.costs[Cost.GUP_SLOW_NS]
+        c[Cpu.PHASE] = Phase.WALK
+    return False
+
+
+@jit
+def on_walk(m: Machine, env: Env, actor: int) -> bool:
+    """Slow GUP looks at the host entry: done, or one more handle_mm_fault()."""
+    c = m.cpu[actor]
+    page = c[Cpu.GFN]
+    action = find_action(m, env, page, c[Cpu.FOLL_WRITE])
+    if action == Action.NONE:
+        c[Cpu.FAULTED] = 0
+        return finish_gup(m, env, actor)
+    count_pgfault(m, env, actor, action)
+    if action == Action.WAIT:
+        c[Cpu.FAULTED] = 1
+        wait_for_page(m, actor, lock_page(m, page))
+    elif action == Action.COW_4K or action == Action.SPLIT_HUGE_ZERO or action == Action.THP_FOR_HUGE_ZERO:
+        begin_replacement(m, env, actor, action)
+    else:
+        c[Cpu.ACTION] = action
+        c[Cpu.TIME] += begin_fault(m, env, page, action)
+        c[Cpu.PHASE] = Phase.COMMIT
+    return False
+
+
+@jit
+def lock_page(m: Machine, page: int) -> int:
+    """The page that stands for a page lock: the first of a huge page, or the page itself."""
+    if m.host_pmd[page >> PMD_ORDER] == HostPmd.TBL:
+        return page
+    return (page >> PMD_ORDER) << PMD_ORDER
+
+
+@jit
+def on_commit(m: Machine, env: Env, actor: int) -> bool:
+    c = m.cpu[actor]
+    action = c[Cpu.ACTION]
+    commit_fault(m, c[Cpu.GFN], action, c[Cpu.FOLL_WRITE])
+    if action == Action.ALLOC_SHMEM or action == Action.ALLOC_HUGE:
+        wake_page_waiters(m, actor, lock_page(m, c[Cpu.GFN]))
+    c[Cpu.PHASE] = Phase.WALK
+    return True
+
+
+@jit
+def on_end_done(m: Machine, env: Env, actor: int) -> bool:
+    """The invalidation is over. A split goes on in the same handle_mm_fault() with the page itself."""
+    release(m, actor, 1)
+    c = m.cpu[actor]
+    split = c[Cpu.ACTION] == Action.SPLIT_HUGE_ZERO
+    if split and find_action(m, env, c[Cpu.GFN], 1) == Action.COW_4K:
+        begin_replacement(m, env, actor, Action.COW_4K)
+        return False
+    c[Cpu.PHASE] = Phase.WALK
+    return True
+
+
+@jit
+def finish_gup(m: Machine, env: Env, actor: int) -> bool:
+    """Slow GUP has the page. A read tries once more for write: a writable entry makes a writable SPTE at once."""
+    c = m.cpu[actor]
+    if env.stream[Stream.ACTOR] == Actor.VMM:
+        step_cursor(m, actor, m.host_pmd[c[Cpu.GFN] >> PMD_ORDER] != HostPmd.TBL)
+        return False
+    c[Cpu.MAP_WRITABLE] = host_writable(m, env, c[Cpu.GFN])
+    if not c[Cpu.FOLL_WRITE]:
+        c[Cpu.TIME] += env.costs[Cost.GUP_FAST_NS]
+    c[Cpu.PHASE] = Phase.MAP
+    return False
+
+
+@jit
+def step_cursor(m: Machine, actor: int, huge: bool) -> None:
+    """A VMM or prefault loop goes to the page after this mapping."""
+    c = m.cpu[actor]
+    page = c[Cpu.GFN]
+    c[Cpu.INDEX] = ((page >> PMD_ORDER) + 1) << PMD_ORDER if huge else page + 1
+    c[Cpu.PHASE] = Phase.TOUCH
+
+
+@jit
+def on_map(m: Machine, env: Env, actor: int) -> bool:
+    """Second pre-check, then mmu_lock for read."""
+    if env.policy[Behaviour.STALE_PRECHECK] and is_stale(m, actor):
+        return finish_fault(m, env, actor, Outcome.RETRY)
+    m.cpu[actor, Cpu.PHASE] = Phase.MAP_HELD
+    return acquire(m, actor, 0)
+
+
+@jit
+def on_map_held(m: Machine, env: Env, actor: int) -> bool:
+    c = m.cpu[actor]
+    if is_stale(m, actor):
+        c[Cpu.OUTCOME] = Outcome.RETRY
+    else:
+        c[Cpu.OUTCOME] = install(m, env, c[Cpu.GFN], c[Cpu.MAP_WRITABLE])
+    c[Cpu.TIME] += env.costs[Cost.MMU_LOCK_READ_NS]
+    c[Cpu.PHASE] = Phase.MAP_DONE
+    return False
+
+
+@jit
+def on_map_done(m: Machine, env: Env, actor: int) -> bool:
+    release(m, actor, 0)
+    return finish_fault(m, env, actor, m.cpu[actor, Cpu.OUTCOME])
+
+
+@jit
+def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
+    """Back into the guest, whatever the outcome; a prefault loops inside the kernel and counts no pf_*."""
+    c = m.cpu[actor]
+    if env.stream[Stream.ACTOR] == Actor.PREFAULT:
+        if outcome == Outcome.RETRY:
+            c[Cpu.PHASE] = Phase.FAULT
+            c[Cpu.TIME] += env.costs[Cost.KVM_FAULT_NS]
+        else:
+            step_cursor(m, actor, m.spte_pmd[c[Cpu.GFN] >> PMD_ORDER] != SptePmd.T)
+        return False
+    if outcome == Outcome.RETRY:
+        m.counters[Counter.PF_RETRY] += 1
+    elif outcome == Outcome.FIXED:
+        m.counters[Counter.PF_FIXED] += 1
+    else:
+        m.counters[Counter.PF_SPURIOUS] += 1
+    c[Cpu.TIME] += half_exit(env, True)
+    c[Cpu.PHASE] = Phase.TOUCH
+    record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME])
+    return False
+
+
+@jit
+def run_phase(m: Machine, env: Env, actor: int) -> bool:
+    """One phase of one actor; True if its next phase belongs to the same event."""
+    phase = m.cpu[actor, Cpu.PHASE]
+    if phase == Phase.TOUCH:
+        return on_touch(m, env, actor)
+    if phase == Phase.FAULT:
+        return on_fault(m, env, actor)
+    if phase == Phase.MAP:
+        return on_map(m, env, actor)
+    if phase == Phase.MAP_HELD:
+        return on_map_held(m, env, actor)
+    if phase == Phase.MAP_DONE:
+        return on_map_done(m, env, actor)
+    if phase == Phase.WALK:
+        return on_walk(m, env, actor)
+    if phase == Phase.COMMIT:
+        return on_commit(m, env, actor)
+    return run_notifier_phase(m, env, actor, phase)
+
+
+@jit
+def run_notifier_phase(m: Machine, env: Env, actor: int, phase: int) -> bool:
+    if phase == Phase.START:
+        return on_start(m, env, actor)
+    if phase == Phase.START_HELD:
+        return on_start_held(m, env, actor)
+    if phase == Phase.START_DONE:
+        return on_start_done(m, env, actor)
+    if phase == Phase.CHANGE:
+        return on_change(m, env, actor)
+    if phase == Phase.CHANGE_HELD:
+        return on_change_held(m, env, actor)
+    if phase == Phase.CHANGE_DONE:
+        return on_change_done(m, env, actor)
+    if phase == Phase.END:
+        return on_end(m, env, actor)
+    if phase == Phase.END_HELD:
+        return on_end_held(m, env, actor)
+    return on_end_done(m, env, actor)

@@ -1,0 +1,75 @@
+"""mmu_lock as a fair reader/writer lock in virtual time (queued rwlock: first come, first served)."""
+
+from kernels.jit import jit
+from kernels.schedule import plan_event
+from kernels.spec import NEVER, Counter, Cpu, Vm
+from kernels.state import Machine
+
+
+@jit
+def acquire(m: Machine, actor: int, write: int) -> bool:
+    """Ask for mmu_lock at the actor's time. True: held from now on. False: the actor sleeps until release() grants it."""
+    m.counters[Counter.MMU_LOCK_WRITE if write else Counter.MMU_LOCK_READ] += 1
+    vm = m.vm
+    idle = vm[Vm.QUEUE_HEAD] == vm[Vm.QUEUE_TAIL] and not vm[Vm.WRITER]
+    if idle and not (write and vm[Vm.READERS] > 0):
+        take(m, write)
+        return True
+    m.queue[vm[Vm.QUEUE_TAIL]] = actor * 2 + write
+    vm[Vm.QUEUE_TAIL] = (vm[Vm.QUEUE_TAIL] + 1) % len(m.queue)
+    m.cpu[actor, Cpu.WAIT_TIME] = m.cpu[actor, Cpu.TIME]
+    m.cpu[actor, Cpu.TIME] = NEVER
+    return False
+
+
+@jit
+def take(m: Machine, write: int) -> None:
+    if write:
+        m.vm[Vm.WRITER] = 1
+    else:
+        m.vm[Vm.READERS] += 1
+
+
+@jit
+def release(m: Machine, actor: int, write: int) -> None:
+    """Give mmu_lock back at the actor's time and grant it to the head of the queue: one writer, or all readers before one."""
+    vm = m.vm
+    if write:
+        vm[Vm.WRITER] = 0
+    else:
+        vm[Vm.READERS] -= 1
+    while vm[Vm.QUEUE_HEAD] != vm[Vm.QUEUE_TAIL] and not vm[Vm.WRITER]:
+        head = m.queue[vm[Vm.QUEUE_HEAD]]
+        if head & 1 and vm[Vm.READERS] > 0:
+            return
+        vm[Vm.QUEUE_HEAD] = (vm[Vm.QUEUE_HEAD] + 1) % len(m.queue)
+        take(m, head & 1)
+        wake(m, head >> 1, m.cpu[actor, Cpu.TIME])
+
+
+@jit
+def wake(m: Machine, actor: int, now: int) -> None:
+    m.counters[Counter.MMU_LOCK_WAIT_NS] += now - m.cpu[actor, Cpu.WAIT_TIME]
+    m.cpu[actor, Cpu.TIME] = now
+    plan_event(m, actor)
+
+
+@jit
+def wait_for_page(m: Machine, actor: int, page: int) -> None:
+    """Sleep until wake_page_waiters(): a folio lock (shmem) or hugetlb_fault_mutex of that page."""
+    m.cpu[actor, Cpu.WAIT_PAGE] = page
+    m.cpu[actor, Cpu.TIME] = NEVER
+    m.vm[Vm.PAGE_WAITERS] += 1
+
+
+@jit
+def wake_page_waiters(m: Machine, actor: int, page: int) -> None:
+    """The actor is done with the page: all that wait for it go on at its time."""
+    if m.vm[Vm.PAGE_WAITERS] == 0:
+        return
+    for other in range(m.vm[Vm.ACTORS]):
+        if m.cpu[other, Cpu.WAIT_PAGE] == page:
+            m.cpu[other, Cpu.WAIT_PAGE] = -1
+            m.cpu[other, Cpu.TIME] = m.cpu[actor, Cpu.TIME]
+            m.vm[Vm.PAGE_WAITERS] -= 1
+            plan_event(m, other)

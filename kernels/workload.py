@@ -1,0 +1,439 @@
+"""Accesses of one step: a counter-based generator, so that any access of any vCPU can be made without the ones before.
+
+`Step` classes say what a step does (fields as in a study file, sizes in bytes); `stream_of()` turns one into the vector
+that jitted code reads. Draw number i of a key is splitmix64(key + i * golden); page orders without repetition are a
+Feistel permutation with cycle walking. Both are integer arithmetic: the same on every machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.jit import jit
+from kernels.primary_mmu import Env
+from kernels.spec import (
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    Access,
+    Actor,
+    Cpu,
+    Order,
+    Spread,
+    Stream,
+)
+from kernels.state import Bytes, Int64s, Machine
+
+GOLDEN = 0x9E3779B97F4A7C15
+MASK64 = (1 << 64) - 1
+SALT_ORDER, SALT_WRITE, SALT_READ_FIRST = 1, 2, 3
+PERMUTE_KEY = 0x5851F42D4C957F2D  # keeps a permutation's draws apart from all others of the key
+DRAW_BITS = 53
+ZIPF_BITS = 62
+ZIPF_EXACT_RANKS = 64
+ZIPF_BINS_PER_OCTAVE = 16
+
+
+class WorkloadError(ValueError):
+    """A step that cannot be: named field, value, and what would do."""
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Guest accesses. `start` and `end` are the part of memory (0 ... 1); `touches` counts all vCPUs together."""
+
+    access: Access = Access.WRITE
+    order: Order = Order.SEQUENTIAL
+    start: float = 0.0
+    end: float = 1.0
+    every: int = PAGE_BYTES
+    at: int = 0
+    stride: int = 1
+    theta: float = 0.99
+    write_percent: float = 100.0
+    read_first: float = 0.0
+    touches: int | None = None
+    repeat: bool = False
+    spread: Spread = Spread.SLICES
+    vcpus: int | None = None  # only the first so many take part
+    window: int = 1  # pairs: so many pages are read, then the same are written
+    think_ns: int = 0
+
+
+@dataclass(frozen=True)
+class TouchList:
+    """Exactly these accesses, in order per vCPU; three arrays of one length."""
+
+    vcpu: NDArray[np.int64]
+    gfn: NDArray[np.int64]
+    write: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Populate:
+    """MADV_POPULATE_WRITE or _READ by the VMM over the whole slot."""
+
+    access: Access = Access.WRITE
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class PreFault:
+    """KVM_PRE_FAULT_MEMORY over the slot (6.11 and newer)."""
+
+
+@dataclass(frozen=True)
+class VmmCow:
+    """The VMM writes so many copy-on-write pages of its own, in no memslot."""
+
+    pages: int = 1
+
+
+Step = Touch | TouchList | Populate | PreFault | VmmCow
+
+
+def mix64(z: int) -> int:
+    """splitmix64's finaliser over a 64-bit integer."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
+    return z ^ (z >> 31)
+
+
+def step_key(seed: int, replicate: int, step: int) -> int:
+    """Key of a workload's step: no configuration enters, so that replicates share their random numbers."""
+    key = mix64((seed + GOLDEN) & MASK64)
+    for part in (replicate, step):
+        key = mix64((key + (part + 1) * GOLDEN) & MASK64)
+    return key
+
+
+def signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def cut(probability: float) -> int:
+    """A draw of DRAW_BITS bits is below this with that probability."""
+    return int(probability * (1 << DRAW_BITS))
+
+
+@lru_cache(maxsize=64)
+def zipf_bins(ranks: int, theta: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Zipf over ranks 0 ... ranks - 1 as bins of equal weight per rank: first ranks (bins + 1), cumulative cuts (bins).
+
+    The first 64 ranks stand alone, then 16 bins an octave; a bin's weight is the integral of x**-theta over it, in
+    30-digit decimal arithmetic."""
+    edges = list(range(min(ranks, ZIPF_EXACT_RANKS) + 1))
+    while edges[-1] < ranks:
+        edges.append(min(ranks, edges[-1] + max(1, edges[-1] // ZIPF_BINS_PER_OCTAVE)))
+    with localcontext() as context:
+        context.prec = 30
+        power = Decimal(repr(theta))
+        weights = [_bin_weight(a, b, power) for a, b in zip(edges, edges[1:], strict=False)]
+        total, running, cuts = sum(weights), Decimal(0), []
+        for weight in weights:
+            running += weight
+            cuts.append(int(running / total * (1 << ZIPF_BITS)))
+    cuts[-1] = 1 << ZIPF_BITS
+    return tuple(edges), tuple(cuts)
+
+
+def _bin_weight(first: int, end: int, power: Decimal) -> Decimal:
+    if end == first + 1:
+        return Decimal(end) ** -power
+    lo, hi = Decimal(first) + Decimal("0.5"), Decimal(end) + Decimal("0.5")
+    if power == 1:
+        return hi.ln() - lo.ln()
+    return (hi ** (1 - power) - lo ** (1 - power)) / (1 - power)
+
+
+class Accesses:
+    """One step, compiled: the vector of Stream and the arrays of lists and zipf bins."""
+
+    def __init__(self, stream: Int64s) -> None:
+        self.stream = stream
+        self.list_lo = np.zeros(1, np.int64)
+        self.list_gfn = np.zeros(0, np.int64)
+        self.list_write: Bytes = np.zeros(0, np.uint8)
+        self.zipf_lo = np.zeros(2, np.int64)
+        self.zipf_cut = np.full(1, 1 << ZIPF_BITS, np.int64)
+
+
+def stream_of(step: Step, pages: int, vcpus: int, key: int) -> Accesses:
+    """Compile a step for a slot of `pages` and `vcpus`. Raises WorkloadError."""
+    stream = np.zeros(len(Stream), np.int64)
+    stream[Stream.KEY] = signed(key)
+    stream[Stream.END_PAGE] = pages
+    stream[Stream.ACTORS] = 1
+    made = Accesses(stream)
+    match step:
+        case Touch():
+            _compile_touch(made, step, pages, vcpus)
+        case TouchList():
+            _compile_list(made, step, pages, vcpus)
+        case Populate():
+            if step.threads < 1:
+                raise WorkloadError(f"threads = {step.threads}: at least 1 is needed")
+            stream[Stream.ACTOR] = Actor.VMM
+            stream[Stream.ACCESS] = step.access
+            stream[Stream.ACTORS] = min(step.threads, pages)
+        case PreFault():
+            stream[Stream.ACTOR] = Actor.PREFAULT
+        case VmmCow():
+            if step.pages < 0:
+                raise WorkloadError(f"pages = {step.pages}: 0 or more are needed")
+            stream[Stream.ACTOR] = Actor.OUTSIDE
+            stream[Stream.END_PAGE] = step.pages
+    return made
+
+
+def _compile_touch(made: Accesses, step: Touch, pages: int, vcpus: int) -> None:
+    first, end = int(step.start * pages), int(step.end * pages)
+    actors = min(vcpus, step.vcpus or vcpus)
+    units = max(0, -(-((end - first) * PAGE_BYTES - step.at) // step.every))
+    repeat = step.repeat or step.order == Order.ZIPF
+    part = _parts(units, actors, step.spread)
+    touches = -1 if step.touches is None else step.touches
+    if not repeat and touches > sum(part):
+        raise WorkloadError(f"touches = {touches} is more than the {sum(part)} pages of the range; add repeat = true or lower it")
+    s = made.stream
+    s[Stream.ACTOR] = Actor.GUEST
+    s[Stream.ACTORS] = actors
+    s[Stream.ACCESS] = step.access
+    s[Stream.ORDER] = step.order
+    s[Stream.SPREAD] = step.spread
+    s[Stream.START_BYTES] = first * PAGE_BYTES + step.at
+    s[Stream.EVERY_BYTES] = step.every
+    s[Stream.UNITS] = units
+    s[Stream.TOUCHES] = touches if units else 0
+    s[Stream.REPEAT] = repeat
+    s[Stream.STRIDE] = step.stride
+    s[Stream.WINDOW] = step.window
+    s[Stream.WRITE_CUT] = cut(step.write_percent / 100.0)
+    s[Stream.READ_FIRST_CUT] = cut(step.read_first)
+    s[Stream.THINK_NS] = step.think_ns
+    if step.order == Order.ZIPF and units:
+        lo, cuts = zipf_bins(max(1, *part), step.theta)
+        made.zipf_lo = np.array(lo, np.int64)
+        made.zipf_cut = np.array(cuts, np.int64)
+
+
+def _parts(units: int, actors: int, spread: Spread) -> list[int]:
+    """How many units each actor's part has."""
+    if spread == Spread.ALL:
+        return [units] * actors
+    return [units * (v + 1) // actors - units * v // actors for v in range(actors)]
+
+
+def _compile_list(made: Accesses, step: TouchList, pages: int, vcpus: int) -> None:
+    if not len(step.vcpu) == len(step.gfn) == len(step.write):
+        raise WorkloadError(f"touch_list: columns of {len(step.vcpu)}, {len(step.gfn)} and {len(step.write)} rows; they must agree")
+    for name, column, limit in (("vcpu", step.vcpu, vcpus), ("gfn", step.gfn, pages)):
+        bad = np.flatnonzero((column < 0) | (column >= limit))
+        if len(bad):
+            raise WorkloadError(f"touch_list: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}")
+    order = np.argsort(step.vcpu, kind="stable")
+    made.list_lo = np.searchsorted(step.vcpu[order], np.arange(vcpus + 1)).astype(np.int64)
+    made.list_gfn = step.gfn[order].astype(np.int64)
+    made.list_write = step.write[order].astype(np.uint8)
+    made.stream[Stream.ACTOR] = Actor.GUEST
+    made.stream[Stream.ACTORS] = vcpus
+    made.stream[Stream.ORDER] = Order.LIST
+
+
+def accesses_of(made: Accesses) -> int:
+    """How many accesses (or pages, for VMM steps) the step has; pairs count twice, read_first once."""
+    s = made.stream
+    if s[Stream.ACTOR] != Actor.GUEST:
+        return int(s[Stream.END_PAGE])
+    if s[Stream.ORDER] == Order.LIST:
+        return len(made.list_gfn)
+    parts = _parts(int(s[Stream.UNITS]), int(s[Stream.ACTORS]), Spread(int(s[Stream.SPREAD])))
+    visits = int(s[Stream.TOUCHES]) if s[Stream.TOUCHES] >= 0 else sum(parts)
+    return visits * (2 if s[Stream.ACCESS] == Access.PAIRS else 1)
+
+
+_GOLDEN = np.uint64(GOLDEN)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_S11, _S2, _S32 = np.uint64(11), np.uint64(2), np.uint64(32)
+
+
+@jit
+def draw(key: int, salt: int, i: int) -> np.uint64:
+    """64 random bits: number i of the key's stream `salt`."""
+    z = np.uint64(key) + _GOLDEN * np.uint64((i << 2) + salt + 1)
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
+
+
+@jit
+def below(bits: np.uint64, n: int) -> int:
+    """A number in 0 ... n - 1 from the upper 32 bits (n < 2**32)."""
+    return np.int64(((bits >> _S32) * np.uint64(n)) >> _S32)
+
+
+@jit
+def actor_key(key: int, actor: int) -> int:
+    return np.int64(draw(key, 0, actor))
+
+
+@jit
+def permute(key: int, i: int, n: int) -> int:
+    """Place of i in a permutation of 0 ... n - 1: four Feistel rounds over the next power of four, cycle walking."""
+    half = 1
+    while (1 << (2 * half)) < n:
+        half += 1
+    mask = (1 << half) - 1
+    x = i
+    while True:  # ends: a permutation of the power of four leads back into 0 ... n - 1
+        left, right = x >> half, x & mask
+        for turn in range(4):
+            left, right = right, left ^ (np.int64(draw(key ^ PERMUTE_KEY, turn, right) >> _S32) & mask)
+        x = (left << half) | right
+        if x < n:
+            return x
+
+
+@jit
+def zipf_rank(env: Env, bits: np.uint64, again: np.uint64) -> int:
+    """Rank drawn from the bins: which bin, then evenly inside it."""
+    target = np.int64(bits >> _S2)
+    lo, hi = 0, len(env.zipf_cut) - 1
+    while lo < hi:
+        mid = (lo + hi) >> 1
+        if target < env.zipf_cut[mid]:
+            hi = mid
+        else:
+            lo = mid + 1
+    return env.zipf_lo[lo] + below(again, env.zipf_lo[lo + 1] - env.zipf_lo[lo])
+
+
+@jit
+def strided(j: int, n: int, stride: int) -> int:
+    """Unit of visit j: 0, s, 2s, ... then 1, s + 1, ..."""
+    full, rest = n // stride, n % stride
+    if j < rest * (full + 1):
+        return (j % (full + 1)) * stride + j // (full + 1)
+    j -= rest * (full + 1)
+    return (j % full) * stride + rest + j // full
+
+
+@jit
+def unit_of(env: Env, key: int, visit: int, n: int) -> int:
+    """Which unit of an actor's part (n units) its visit goes to."""
+    s = env.stream
+    order = s[Stream.ORDER]
+    if order == Order.RANDOM:
+        if s[Stream.REPEAT]:
+            return below(draw(key, SALT_ORDER, visit), n)
+        return permute(key, visit, n)
+    j = visit % n if s[Stream.REPEAT] else visit
+    if order == Order.STRIDED:
+        return strided(j, n, s[Stream.STRIDE])
+    if order == Order.ZIPF:
+        rank = zipf_rank(env, draw(key, SALT_ORDER, 2 * visit), draw(key, SALT_ORDER, 2 * visit + 1))
+        return permute(key, min(rank, n - 1), n)
+    return j
+
+
+@jit
+def start_actor(m: Machine, env: Env, actor: int) -> None:
+    """Set an actor's row for the step: its part and how much it does."""
+    c = m.cpu[actor]
+    s = env.stream
+    c[:] = 0
+    c[Cpu.WAIT_PAGE] = -1
+    actors = s[Stream.ACTORS]
+    if s[Stream.ACTOR] != Actor.GUEST:
+        pages = s[Stream.END_PAGE] - s[Stream.START_PAGE]
+        c[Cpu.INDEX] = s[Stream.START_PAGE] + pages * actor // actors
+        c[Cpu.LIMIT] = s[Stream.START_PAGE] + pages * (actor + 1) // actors
+        return
+    if s[Stream.ORDER] == Order.LIST:
+        c[Cpu.INDEX] = env.list_lo[actor]
+        c[Cpu.LIMIT] = env.list_lo[actor + 1]
+        return
+    units = s[Stream.UNITS]
+    every = s[Stream.SPREAD] == Spread.ALL
+    c[Cpu.LO] = 0 if every else units * actor // actors
+    c[Cpu.HI] = units if every else units * (actor + 1) // actors
+    visits = c[Cpu.HI] - c[Cpu.LO]
+    touches = s[Stream.TOUCHES]
+    if touches >= 0 and visits > 0:
+        visits = touches * (actor + 1) // actors - touches * actor // actors
+        if not s[Stream.REPEAT]:
+            visits = min(visits, c[Cpu.HI] - c[Cpu.LO])
+    c[Cpu.LIMIT] = visits * (2 if s[Stream.ACCESS] == Access.PAIRS else 1)
+
+
+@jit
+def fetch_pair(env: Env, index: int, limit: int) -> tuple[int, int]:
+    """(visit, write) of access `index` of windows of pages that are read, then written."""
+    window = env.stream[Stream.WINDOW]
+    first = index // (2 * window) * window
+    size = min(window, limit // 2 - first)
+    k = index - 2 * first
+    return (first + k, 0) if k < size else (first + k - size, 1)
+
+
+@jit
+def fetch_access(m: Machine, env: Env, actor: int) -> bool:
+    """Put the actor's next access into its row; False: there is none."""
+    c = m.cpu[actor]
+    s = env.stream
+    index = c[Cpu.INDEX]
+    if index >= c[Cpu.LIMIT]:
+        return False
+    access = s[Stream.ACCESS]
+    if s[Stream.ACTOR] != Actor.GUEST:  # a cursor, which the end of the page's work moves on
+        c[Cpu.GFN] = index
+        c[Cpu.WRITE] = s[Stream.ACTOR] == Actor.VMM and access == Access.WRITE
+        return True
+    if s[Stream.ORDER] == Order.LIST:
+        c[Cpu.GFN] = env.list_gfn[index]
+        c[Cpu.WRITE] = env.list_write[index]
+        c[Cpu.INDEX] = index + 1
+        return True
+    key = actor_key(s[Stream.KEY], actor)
+    visit = index
+    write = np.int64(access == Access.WRITE)
+    if access == Access.PAIRS:
+        visit, write = fetch_pair(env, index, c[Cpu.LIMIT])
+    elif access == Access.MIXED:
+        write = np.int64(np.int64(draw(key, SALT_WRITE, visit) >> _S11) < s[Stream.WRITE_CUT])
+    if write and access != Access.PAIRS and s[Stream.READ_FIRST_CUT] > 0 and not c[Cpu.PENDING]:
+        if np.int64(draw(key, SALT_READ_FIRST, visit) >> _S11) < s[Stream.READ_FIRST_CUT]:
+            write = 0
+            c[Cpu.PENDING] = 1
+            c[Cpu.INDEX] = index - 1  # the same visit comes again, for its write
+    else:
+        c[Cpu.PENDING] = 0
+    unit = c[Cpu.LO] + unit_of(env, key, visit, c[Cpu.HI] - c[Cpu.LO])
+    c[Cpu.GFN] = (s[Stream.START_BYTES] + unit * s[Stream.EVERY_BYTES]) >> PAGE_SHIFT
+    c[Cpu.WRITE] = write
+    c[Cpu.INDEX] += 1
+    return True
+
+
+def check_touch(step: Touch) -> Sequence[str]:
+    """What is wrong with a touch step's numbers, one line each; empty if nothing is."""
+    rules = (
+        (0.0 <= step.start <= step.end <= 1.0, f"range = [{step.start}, {step.end}]: 0 <= start <= end <= 1 is needed"),
+        (step.every >= 1, f"every = {step.every}: at least 1 byte is needed"),
+        (step.at >= 0, f"at = {step.at}: 0 or more is needed"),
+        (step.stride >= 1, f"stride = {step.stride}: at least 1 is needed"),
+        (step.window >= 1, f"window = {step.window}: at least 1 is needed"),
+        (0.0 <= step.theta <= 8.0, f"theta = {step.theta}: 0 ... 8 is needed"),
+        (0.0 <= step.write_percent <= 100.0, f"write_percent = {step.write_percent}: 0 ... 100 is needed"),
+        (0.0 <= step.read_first <= 1.0, f"read_first = {step.read_first}: 0 ... 1 is needed"),
+        (step.touches is None or step.touches >= 0, f"touches = {step.touches}: 0 or more is needed"),
+        (step.vcpus is None or step.vcpus >= 1, f"vcpus = {step.vcpus}: at least 1 is needed"),
+        (0 <= step.think_ns <= 10**12, f"think_ns = {step.think_ns}: 0 ... 1e12 ns is needed"),
+    )
+    return [text for good, text in rules if not good]
