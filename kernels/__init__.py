@@ -4,7 +4,7 @@ from kernels.cost import DEFAULT_COSTS, Cost
 from kernels.policy import PROPOSALS, REGIMES, Behaviour, behaviours
 from kernels.simulate import Run, StepResult, simulate
 from kernels.spec import Access, Backing, Order, Prealloc, Spread, ThpEnabled
-from kernels.workload import Populate, PreFault, Touch, TouchList, VmmCow
+from kernels.steps import Populate, PreFault, Touch, TouchList, VmmCow
 
 __all__ = [
     "DEFAULT_COSTS",

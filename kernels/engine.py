@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.fault import begin_access, run_phase
-from kernels.jit import jit
+from kernels.jit import entry, jit
 from kernels.primary_mmu import Env
 from kernels.schedule import next_actor, plan_all, plan_event
 from kernels.spec import (
@@ -37,6 +37,8 @@ SPTES = len(Spte)
 STATES = ((SPTES - 1) << SPTE_SHIFT) + HOST_MASK + 1  # values of a page's byte
 CLASSES = 2 * STATES  # state * 2 + write
 EXITS_OF_CLASS = 4  # latencies kept per class
+LONE = np.int64(0)  # the only actor; typed, so that callees are not compiled again for a literal
+LAB_EVENTS = np.int64(64)
 
 
 class PageTable(NamedTuple):
@@ -108,7 +110,7 @@ def step_ns(m: Machine) -> int:
     return last
 
 
-@jit
+@entry
 def run_many(m: Machine, env: Env, budget: int) -> int:
     """One step with all its actors. Returns its ns, or -1 when the budget of events ran out."""
     start_step(m, env)
@@ -125,7 +127,7 @@ def finish_access(m: Machine, env: Env, budget: int) -> bool:
         m.vm[Vm.EVENTS] += 1
         if m.vm[Vm.EVENTS] > budget:
             return False
-        run_phase(m, env, 0)
+        run_phase(m, env, LONE)
     return True
 
 
@@ -150,13 +152,15 @@ def reset_lab(lab: Machine, state: int, write: int) -> None:
 def learn_class(lab: Machine, env: Env, table: PageTable, state: int, write: int) -> None:
     k = state * 2 + write
     reset_lab(lab, state, write)
-    begin_access(lab, env, 0)
-    if not finish_access(lab, env, 64):
+    begin_access(lab, env, LONE)
+    if not finish_access(lab, env, LAB_EVENTS):
         return
     table.known[k] = 1
     table.after[k] = lab.pte[0]
-    table.counters[k, :] = lab.counters
-    table.gauges[k, :] = lab.gauges
+    for i in range(len(lab.counters)):
+        table.counters[k, i] = lab.counters[i]
+    for i in range(len(lab.gauges)):
+        table.gauges[k, i] = lab.gauges[i]
     table.ns[k] = lab.cpu[0, Cpu.TIME]
     table.seq[k] = lab.vm[Vm.SEQ]
     table.slowest[k] = lab.vm[Vm.FAULT_MAX_NS]
@@ -184,8 +188,8 @@ def learn_page_table(lab: Machine, env: Env, table: PageTable) -> None:
     for host in range(HostPte.SHM_BUSY):
         for entry in range(SPTES):
             if possible_state(host, entry):
-                learn_class(lab, env, table, host | (entry << SPTE_SHIFT), 0)
-                learn_class(lab, env, table, host | (entry << SPTE_SHIFT), 1)
+                for write in range(2):
+                    learn_class(lab, env, table, host | (entry << SPTE_SHIFT), write)
 
 
 @jit
@@ -207,25 +211,25 @@ def fold(m: Machine, table: PageTable) -> None:
                 m.hist[table.latency[k, i]] += n
 
 
-@jit
+@entry
 def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable) -> int:
     """One step with a single actor. Returns its ns, or -1 when the budget of events ran out."""
     start_step(m, env)
     learn_page_table(lab, env, table)
     kind = env.stream[Stream.ACTOR]
     cursor = kind != Actor.GUEST
-    while fetch_access(m, env, 0):
+    while fetch_access(m, env, LONE):
         page = m.cpu[0, Cpu.GFN]
         region = page >> PMD_ORDER
         tables = kind != Actor.OUTSIDE and m.host_pmd[region] == HostPmd.TBL
-        if tables and (m.spte_pmd[region] == SptePmd.T or kind == Actor.VMM and m.spte_pmd[region] == SptePmd.N):
+        if tables and (m.spte_pmd[region] == SptePmd.T or (kind == Actor.VMM and m.spte_pmd[region] == SptePmd.N)):
             k = np.int64(m.pte[page]) * 2 + m.cpu[0, Cpu.WRITE]
             if table.known[k]:
                 table.seen[k] += 1
                 m.pte[page] = table.after[k]
                 m.cpu[0, Cpu.INDEX] += cursor
                 continue
-        begin_access(m, env, 0)
+        begin_access(m, env, LONE)
         if not finish_access(m, env, budget):
             return -1
     m.cpu[0, Cpu.PHASE] = Phase.DONE
@@ -233,7 +237,7 @@ def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable)
     return m.cpu[0, Cpu.TIME]
 
 
-@jit
+@entry
 def mapped_pages(m: Machine) -> tuple[int, int]:
     """(4K leaves, 2M leaves) counted in the tables: what the gauges must say."""
     small, large = 0, 0

@@ -5,6 +5,8 @@ that next phase belongs to the same event (nothing else can happen in between).
 Sources: kvm_tdp_page_fault(), kvm_faultin_pfn(), hva_to_pfn(), kvm_tdp_mmu_map() of 6.1 and 6.12.
 """
 
+import numpy as np
+
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, release, wait_for_page, wake_page_waiters
@@ -47,6 +49,8 @@ from kernels.spec import (
 )
 from kernels.state import Machine, record_latency
 from kernels.workload import fetch_access
+
+RETRY = np.int64(Outcome.RETRY)  # typed, so that finish_fault() is compiled once
 
 
 @jit
@@ -119,7 +123,7 @@ def on_fault(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
     c[Cpu.SEQ] = m.vm[Vm.SEQ]
     if env.policy[Behaviour.STALE_PRECHECK] and in_flight_range(m, c[Cpu.GFN]):
-        return finish_fault(m, env, actor, Outcome.RETRY)
+        return finish_fault(m, env, actor, RETRY)
     c[Cpu.FOLL_WRITE] = 1 if env.policy[Behaviour.ALWAYS_WRITABLE] else c[Cpu.WRITE]
     c[Cpu.TIME] += env.costs[Cost.GUP_FAST_NS]
     if host_writable(m, env, c[Cpu.GFN]):
@@ -214,7 +218,7 @@ def step_cursor(m: Machine, actor: int, huge: bool) -> None:
 def on_map(m: Machine, env: Env, actor: int) -> bool:
     """Second pre-check, then mmu_lock for read."""
     if env.policy[Behaviour.STALE_PRECHECK] and is_stale(m, actor):
-        return finish_fault(m, env, actor, Outcome.RETRY)
+        return finish_fault(m, env, actor, RETRY)
     m.cpu[actor, Cpu.PHASE] = Phase.MAP_HELD
     return acquire(m, actor, 0)
 

@@ -52,6 +52,12 @@ if _CACHE is not None:
 
 
 def jit(function: F) -> F:
-    """Compile lazily, without Python objects, cached on disk where that is possible."""
-    compiled: F = numba.njit(cache=_CACHE is not None, error_model="numpy", boundscheck=False)(function)
+    """Compile for callers that are compiled themselves: no Python wrapper, which is most of a small function's compile time."""
+    compiled: F = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True)(function)
+    return compiled
+
+
+def entry(function: F) -> F:
+    """Compile for callers in Python, lazily, cached on disk with all that it calls, where that is possible."""
+    compiled: F = numba.njit(error_model="numpy", no_cfunc_wrapper=True, _nrt=False, cache=_CACHE is not None)(function)
     return compiled

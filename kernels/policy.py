@@ -63,7 +63,7 @@ class Regime(NamedTuple):
 
 
 REGIMES: tuple[Regime, ...] = (
-    Regime(OLDEST, {b: 0 for b in Behaviour} | {Behaviour.CHANGE_PTE: 1}),
+    Regime(OLDEST, dict.fromkeys(Behaviour, 0) | {Behaviour.CHANGE_PTE: 1}),
     Regime(Version(6, 6), {Behaviour.HUGETLB_PGFAULT: 1}),
     Regime(Version(6, 8), {Behaviour.STALE_PRECHECK: 1}),
     Regime(Version(6, 10), {Behaviour.CHANGE_PTE: 0}),
@@ -87,9 +87,7 @@ PROPOSALS: Mapping[str, Proposal] = {
         {Behaviour.CHANGE_PTE: 1},
         "patch 2 of the thread lives in the change_pte notifier, which 6.10 removed",
     ),
-    "no_change_pte": Proposal(
-        {Behaviour.CHANGE_PTE: 0}, {Behaviour.CHANGE_PTE: 1}, "6.10 removed the change_pte notifier already"
-    ),
+    "no_change_pte": Proposal({Behaviour.CHANGE_PTE: 0}, {Behaviour.CHANGE_PTE: 1}, "6.10 removed the change_pte notifier already"),
     "always_writable": Proposal({Behaviour.ALWAYS_WRITABLE: 1}, {}, ""),
     "huge_zero_thp": Proposal({Behaviour.HUGE_ZERO_WRITE_THP: 1}, {}, ""),
     "huge_zero_split": Proposal({Behaviour.HUGE_ZERO_WRITE_THP: 0}, {}, ""),

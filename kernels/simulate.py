@@ -24,30 +24,17 @@ from kernels.spec import (
     PAGE_SHIFT,
     PMD_BYTES,
     PMD_PAGES,
-    Actor,
     Backing,
     Counter,
     Gauge,
     Prealloc,
     Stream,
     ThpEnabled,
-    Trace,
     Vm,
 )
 from kernels.state import Int64s, Machine, bucket_top, new_machine
-from kernels.workload import (
-    Accesses,
-    Populate,
-    PreFault,
-    Step,
-    Touch,
-    TouchList,
-    WorkloadError,
-    accesses_of,
-    check_touch,
-    step_key,
-    stream_of,
-)
+from kernels.steps import Populate, PreFault, Step, Touch, TouchList, WorkloadError, check_touch
+from kernels.workload import Accesses, accesses_of, step_key, stream_of
 
 PERCENTILES: Mapping[str, tuple[int, int]] = {
     "fault_p50_ns": (50, 100),

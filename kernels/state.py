@@ -121,8 +121,7 @@ def bucket_top(bucket: int) -> int:
 def record_latency(m: Machine, ns: int) -> None:
     m.counters[Counter.FAULT_NS] += ns
     m.hist[latency_bucket(ns)] += 1
-    if ns > m.vm[Vm.FAULT_MAX_NS]:
-        m.vm[Vm.FAULT_MAX_NS] = ns
+    m.vm[Vm.FAULT_MAX_NS] = max(m.vm[Vm.FAULT_MAX_NS], ns)
 
 
 @jit

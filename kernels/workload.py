@@ -1,17 +1,15 @@
 """Accesses of one step: a counter-based generator, so that any access of any vCPU can be made without the ones before.
 
-`Step` classes say what a step does (fields as in a study file, sizes in bytes); `stream_of()` turns one into the vector
-that jitted code reads. Draw number i of a key is splitmix64(key + i * golden); page orders without repetition are a
-Feistel permutation with cycle walking. Both are integer arithmetic: the same on every machine.
+`stream_of()` turns a step (steps.py) into the vector that jitted code reads. Draw number i of a key is
+splitmix64(key + i * golden); page orders without repetition are a Feistel permutation with cycle walking. Both are
+integer arithmetic: the same on every machine.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels.jit import jit
 from kernels.primary_mmu import Env
@@ -26,6 +24,7 @@ from kernels.spec import (
     Stream,
 )
 from kernels.state import Bytes, Int64s, Machine
+from kernels.steps import Populate, PreFault, Step, Touch, TouchList, VmmCow, WorkloadError
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK64 = (1 << 64) - 1
@@ -35,64 +34,6 @@ DRAW_BITS = 53
 ZIPF_BITS = 62
 ZIPF_EXACT_RANKS = 64
 ZIPF_BINS_PER_OCTAVE = 16
-
-
-class WorkloadError(ValueError):
-    """A step that cannot be: named field, value, and what would do."""
-
-
-@dataclass(frozen=True)
-class Touch:
-    """Guest accesses. `start` and `end` are the part of memory (0 ... 1); `touches` counts all vCPUs together."""
-
-    access: Access = Access.WRITE
-    order: Order = Order.SEQUENTIAL
-    start: float = 0.0
-    end: float = 1.0
-    every: int = PAGE_BYTES
-    at: int = 0
-    stride: int = 1
-    theta: float = 0.99
-    write_percent: float = 100.0
-    read_first: float = 0.0
-    touches: int | None = None
-    repeat: bool = False
-    spread: Spread = Spread.SLICES
-    vcpus: int | None = None  # only the first so many take part
-    window: int = 1  # pairs: so many pages are read, then the same are written
-    think_ns: int = 0
-
-
-@dataclass(frozen=True)
-class TouchList:
-    """Exactly these accesses, in order per vCPU; three arrays of one length."""
-
-    vcpu: NDArray[np.int64]
-    gfn: NDArray[np.int64]
-    write: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Populate:
-    """MADV_POPULATE_WRITE or _READ by the VMM over the whole slot."""
-
-    access: Access = Access.WRITE
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class PreFault:
-    """KVM_PRE_FAULT_MEMORY over the slot (6.11 and newer)."""
-
-
-@dataclass(frozen=True)
-class VmmCow:
-    """The VMM writes so many copy-on-write pages of its own, in no memslot."""
-
-    pages: int = 1
-
-
-Step = Touch | TouchList | Populate | PreFault | VmmCow
 
 
 def mix64(z: int) -> int:
@@ -132,7 +73,7 @@ def zipf_bins(ranks: int, theta: float) -> tuple[tuple[int, ...], tuple[int, ...
     with localcontext() as context:
         context.prec = 30
         power = Decimal(repr(theta))
-        weights = [_bin_weight(a, b, power) for a, b in zip(edges, edges[1:], strict=False)]
+        weights = [_bin_weight(a, b, power) for a, b in pairwise(edges)]
         total, running, cuts = sum(weights), Decimal(0), []
         for weight in weights:
             running += weight
@@ -419,21 +360,3 @@ def fetch_access(m: Machine, env: Env, actor: int) -> bool:
     c[Cpu.WRITE] = write
     c[Cpu.INDEX] += 1
     return True
-
-
-def check_touch(step: Touch) -> Sequence[str]:
-    """What is wrong with a touch step's numbers, one line each; empty if nothing is."""
-    rules = (
-        (0.0 <= step.start <= step.end <= 1.0, f"range = [{step.start}, {step.end}]: 0 <= start <= end <= 1 is needed"),
-        (step.every >= 1, f"every = {step.every}: at least 1 byte is needed"),
-        (step.at >= 0, f"at = {step.at}: 0 or more is needed"),
-        (step.stride >= 1, f"stride = {step.stride}: at least 1 is needed"),
-        (step.window >= 1, f"window = {step.window}: at least 1 is needed"),
-        (0.0 <= step.theta <= 8.0, f"theta = {step.theta}: 0 ... 8 is needed"),
-        (0.0 <= step.write_percent <= 100.0, f"write_percent = {step.write_percent}: 0 ... 100 is needed"),
-        (0.0 <= step.read_first <= 1.0, f"read_first = {step.read_first}: 0 ... 1 is needed"),
-        (step.touches is None or step.touches >= 0, f"touches = {step.touches}: 0 or more is needed"),
-        (step.vcpus is None or step.vcpus >= 1, f"vcpus = {step.vcpus}: at least 1 is needed"),
-        (0 <= step.think_ns <= 10**12, f"think_ns = {step.think_ns}: 0 ... 1e12 ns is needed"),
-    )
-    return [text for good, text in rules if not good]

@@ -1,0 +1,85 @@
+"""What a step does: fields as in a study file, sizes in bytes. Pure data, shared by the kernels and the reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.spec import PAGE_BYTES, Access, Order, Spread
+
+
+class WorkloadError(ValueError):
+    """A step that cannot be: named field, value, and what would do."""
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Guest accesses. `start` and `end` are the part of memory (0 ... 1); `touches` counts all vCPUs together."""
+
+    access: Access = Access.WRITE
+    order: Order = Order.SEQUENTIAL
+    start: float = 0.0
+    end: float = 1.0
+    every: int = PAGE_BYTES
+    at: int = 0
+    stride: int = 1
+    theta: float = 0.99
+    write_percent: float = 100.0
+    read_first: float = 0.0
+    touches: int | None = None
+    repeat: bool = False
+    spread: Spread = Spread.SLICES
+    vcpus: int | None = None  # only the first so many take part
+    window: int = 1  # pairs: so many pages are read, then the same are written
+    think_ns: int = 0
+
+
+@dataclass(frozen=True)
+class TouchList:
+    """Exactly these accesses, in order per vCPU; three arrays of one length."""
+
+    vcpu: NDArray[np.int64]
+    gfn: NDArray[np.int64]
+    write: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Populate:
+    """MADV_POPULATE_WRITE or _READ by the VMM over the whole slot."""
+
+    access: Access = Access.WRITE
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class PreFault:
+    """KVM_PRE_FAULT_MEMORY over the slot (6.11 and newer)."""
+
+
+@dataclass(frozen=True)
+class VmmCow:
+    """The VMM writes so many copy-on-write pages of its own, in no memslot."""
+
+    pages: int = 1
+
+
+Step = Touch | TouchList | Populate | PreFault | VmmCow
+
+
+def check_touch(step: Touch) -> Sequence[str]:
+    """What is wrong with a touch step's numbers, one line each; empty if nothing is."""
+    rules = (
+        (0.0 <= step.start <= step.end <= 1.0, f"range = [{step.start}, {step.end}]: 0 <= start <= end <= 1 is needed"),
+        (step.every >= 1, f"every = {step.every}: at least 1 byte is needed"),
+        (step.at >= 0, f"at = {step.at}: 0 or more is needed"),
+        (step.stride >= 1, f"stride = {step.stride}: at least 1 is needed"),
+        (step.window >= 1, f"window = {step.window}: at least 1 is needed"),
+        (0.0 <= step.theta <= 8.0, f"theta = {step.theta}: 0 ... 8 is needed"),
+        (0.0 <= step.write_percent <= 100.0, f"write_percent = {step.write_percent}: 0 ... 100 is needed"),
+        (0.0 <= step.read_first <= 1.0, f"read_first = {step.read_first}: 0 ... 1 is needed"),
+        (step.touches is None or step.touches >= 0, f"touches = {step.touches}: 0 or more is needed"),
+        (step.vcpus is None or step.vcpus >= 1, f"vcpus = {step.vcpus}: at least 1 is needed"),
+        (0 <= step.think_ns <= 10**12, f"think_ns = {step.think_ns}: 0 ... 1e12 ns is needed"),
+    )
+    return [text for good, text in rules if not good]
