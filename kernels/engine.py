@@ -172,11 +172,11 @@ def learn_class(lab: Machine, env: Env, table: PageTable, state: int, write: int
 
 
 @jit
-def possible_state(host: int, entry: int) -> bool:
+def possible_state(host: int, leaf: int) -> bool:
     """No SPTE without a host entry, no writable SPTE over a read-only one."""
     if host == HostPte.NONE:
-        return entry == Spte.N
-    return host != HostPte.Z_RO or entry != Spte.RW
+        return leaf == Spte.N
+    return host != HostPte.Z_RO or leaf != Spte.RW
 
 
 @jit
@@ -186,10 +186,10 @@ def learn_page_table(lab: Machine, env: Env, table: PageTable) -> None:
     table.seen[:] = 0
     table.latency[:] = -1
     for host in range(HostPte.SHM_BUSY):
-        for entry in range(SPTES):
-            if possible_state(host, entry):
+        for leaf in range(SPTES):
+            if possible_state(host, leaf):
                 for write in range(2):
-                    learn_class(lab, env, table, host | (entry << SPTE_SHIFT), write)
+                    learn_class(lab, env, table, host | (leaf << SPTE_SHIFT), write)
 
 
 @jit

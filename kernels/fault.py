@@ -168,7 +168,7 @@ def lock_page(m: Machine, page: int) -> int:
 
 
 @jit
-def on_commit(m: Machine, env: Env, actor: int) -> bool:
+def on_commit(m: Machine, actor: int) -> bool:
     c = m.cpu[actor]
     action = c[Cpu.ACTION]
     commit_fault(m, c[Cpu.GFN], action, c[Cpu.FOLL_WRITE])
@@ -281,7 +281,7 @@ def run_phase(m: Machine, env: Env, actor: int) -> bool:
     if phase == Phase.WALK:
         return on_walk(m, env, actor)
     if phase == Phase.COMMIT:
-        return on_commit(m, env, actor)
+        return on_commit(m, actor)
     return run_notifier_phase(m, env, actor, phase)
 
 

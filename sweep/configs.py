@@ -1,0 +1,200 @@
+"""Where shared files are found, and the loading of cost and workload files."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kernels.cost import MAX_COST_NS, Cost
+from sweep.errors import Fault, StudyError
+from sweep.files import Location, nearest, pydantic_fault, read_toml, where_is
+from sweep.steps import STEP, STEP_CLASSES
+
+COST_NAMES = {cost.name.lower(): cost for cost in Cost}
+
+
+def config_root() -> Path:
+    """The folder `configs` of the checkout, or the copy inside the installed package."""
+    checkout = Path(__file__).resolve().parent.parent / "configs"
+    return checkout if checkout.is_dir() else Path(__file__).resolve().parent / "configs"
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 (hex) of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CostFile:
+    """Values and ranges (low, high) in ns of every parameter, and where each comes from."""
+
+    name: str
+    values: Mapping[Cost, int]
+    ranges: Mapping[Cost, tuple[int, int]]
+    guessed: frozenset[Cost]
+    notes: tuple[str, ...]
+
+    def digest(self) -> str:
+        return digest_of({cost.name: value for cost, value in self.values.items()})
+
+    def variant(self, text: str) -> "CostFile":
+        """'exit_ns=low' or 'exit_ns=700': the same file with one value moved. Raises ValueError."""
+        key, _, value = text.partition("=")
+        if key not in COST_NAMES:
+            raise ValueError(f"unknown cost {key!r}; {nearest(key, COST_NAMES)}")
+        cost = COST_NAMES[key]
+        if value in ("low", "high"):
+            number = self.ranges[cost][value == "high"]
+        elif re.fullmatch(r"[0-9]{1,13}", value) and int(value) <= MAX_COST_NS:
+            number = int(value)
+        else:
+            raise ValueError(f"{text!r}: low, high or a number of ns is needed behind the =")
+        return CostFile(f"{self.name}@{text}", {**self.values, cost: number}, self.ranges, self.guessed, self.notes)
+
+
+@lru_cache(maxsize=256)
+def load_costs(text: str, folder: Path) -> CostFile:
+    """'default', a path, or either with '@parameter=low'. Raises StudyError."""
+    base, _, moved = text.partition("@")
+    path = Path(base) if base.endswith(".toml") else config_root() / "costs" / f"{base}.toml"
+    if base.endswith(".toml") and not path.is_absolute():
+        path = folder / path
+    elif not base.endswith(".toml") and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", base):
+        raise StudyError([Fault("", "costs", f"{base!r} is neither the name of a cost file nor the path of a .toml file")])
+    file = _read_costs(base.removesuffix(".toml") if "/" not in base else Path(base).stem, path)
+    if not moved:
+        return file
+    try:
+        return file.variant(moved)
+    except ValueError as error:
+        raise StudyError([Fault(str(path), "costs", str(error))]) from None
+
+
+def _read_costs(name: str, path: Path) -> CostFile:
+    content, text = read_toml(path)
+    faults: list[Fault] = []
+    notes: list[str] = []
+    values: dict[Cost, int] = {}
+    ranges: dict[Cost, tuple[int, int]] = {}
+    guessed: set[Cost] = set()
+    costs = content.get("cost", {})
+    for key in set(content) - {"about", "cost"}:
+        faults.append(Fault(where_is(path, text, (key,)), key, f"unknown table; {nearest(key, ('about', 'cost'))}"))
+    for key, entry in costs.items() if isinstance(costs, dict) else ():
+        if key not in COST_NAMES:
+            unit = f"; {key}_ns is meant? a unit is part of the name" if f"{key}_ns" in COST_NAMES else f"; {nearest(key, COST_NAMES)}"
+            faults.append(Fault(where_is(path, text, ("cost", key)), f"cost.{key}", f"unknown cost{unit}"))
+            continue
+        fault, triple = _cost_entry(entry)
+        if fault:
+            faults.append(Fault(where_is(path, text, ("cost", key)), f"cost.{key}", fault))
+            continue
+        value, low, high = triple
+        values[COST_NAMES[key]], ranges[COST_NAMES[key]] = value, (low, high)
+        if entry.get("basis") == "guess":
+            guessed.add(COST_NAMES[key])
+        if value == 0:
+            notes.append(f"{path}: cost.{key} is 0")
+        elif not low <= value <= high:
+            notes.append(f"{path}: cost.{key} = {value} lies outside its range {low} ... {high}")
+    missing = [key for key, cost in COST_NAMES.items() if cost not in values and key not in costs]
+    if missing:
+        faults.append(Fault(str(path), "cost", f"lacks {', '.join(missing)}"))
+    if faults:
+        raise StudyError(faults)
+    return CostFile(name, {c: values[c] for c in Cost}, {c: ranges[c] for c in Cost}, frozenset(guessed), tuple(notes))
+
+
+def _cost_entry(entry: Any) -> tuple[str, tuple[int, int, int]]:
+    """(what is wrong or '', (value, low, high))."""
+    none = (0, 0, 0)
+    if not isinstance(entry, dict) or "value" not in entry:
+        return "must be a table with value, range, basis, source", none
+    unknown = set(entry) - {"value", "range", "basis", "source"}
+    if unknown:
+        return f"unknown key {min(unknown)!r}; {nearest(min(unknown), ('value', 'range', 'basis', 'source'))}", none
+    numbers = [entry["value"], *entry.get("range", [entry["value"], entry["value"]])]
+    if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MAX_COST_NS for n in numbers):
+        return f"value and range must be whole ns from 0 to {MAX_COST_NS}, got {numbers}", none
+    if numbers[1] > numbers[2]:
+        return f"range {numbers[1:]} has its ends swapped", none
+    return "", (numbers[0], numbers[1], numbers[2])
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Checked steps of one workload, and the folder that its touch lists are relative to."""
+
+    name: str
+    specs: tuple[Any, ...]
+    folder: Path
+
+    def digest(self) -> str:
+        """Content of the steps and of the files they name."""
+        parts = []
+        for spec in self.specs:
+            part = spec.model_dump()
+            if "path" in part:
+                part["content"] = _file_digest(self.folder / part.pop("path"))
+            parts.append(part)
+        return digest_of(parts)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StudyError([Fault(str(path), "touch_list", f"cannot be read: {error.strerror}")]) from None
+
+
+def parse_workload(name: str, table: Any, path: Path, text: str, location: Location) -> tuple[Workload | None, list[Fault]]:
+    """Check `steps` of a workload's table; faults carry the file's lines."""
+    where = where_is(path, text, location)
+    label = ".".join(str(part) for part in location)
+    if not isinstance(table, dict):
+        return None, [Fault(where, label, "must be a table with steps")]
+    faults = [
+        Fault(where_is(path, text, (*location, key)), f"{label}.{key}".lstrip("."), f"unknown key; {nearest(key, ('steps', 'about'))}")
+        for key in set(table) - {"steps", "about"}
+    ]
+    steps = table.get("steps")
+    if not isinstance(steps, list) or not steps or len(steps) > 10_000:
+        return None, [*faults, Fault(where, f"{label}.steps".lstrip("."), "must be a list of 1 to 10,000 steps")]
+    specs = []
+    for number, step in enumerate(steps):
+        try:
+            specs.append(STEP.validate_python(step))
+        except ValidationError as error:
+            faults += [_step_fault(path, text, (*location, "steps", number), step, detail) for detail in error.errors()]
+    return Workload(name, tuple(specs), path.parent), faults
+
+
+def _step_fault(path: Path, text: str, location: Location, step: Any, detail: Any) -> Fault:
+    op = step.get("op") if isinstance(step, dict) else None
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return Fault(
+            where_is(path, text, location), ".".join(map(str, location)), f"op = {op!r} is unknown; {nearest(str(op), STEP_CLASSES)}"
+        )
+    detail["loc"] = tuple(part for part in detail["loc"] if part not in STEP_CLASSES)
+    known = STEP_CLASSES[op].model_fields if op in STEP_CLASSES else ()
+    return pydantic_fault(path, text, location, detail, known)
+
+
+def load_workload(name: str) -> tuple[Workload | None, list[Fault]]:
+    """A shared workload of configs/workloads."""
+    path = config_root() / "workloads" / f"{name}.toml"
+    content, text = read_toml(path)
+    return parse_workload(name, content, path, text, ())
+
+
+def shared_workloads() -> Sequence[str]:
+    """Names of the workloads that ship."""
+    return sorted(path.stem for path in (config_root() / "workloads").glob("*.toml"))

@@ -1,0 +1,1 @@
+"""The dataset on disk: atomic parts, commits, reading, sealing."""

@@ -1,0 +1,62 @@
+"""Opening a dataset: pandas, Arrow, SQL."""
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+
+from sweep.dataset.store import Store, missing_tables
+from sweep.errors import DatasetError, UsageError
+from sweep.schema import TABLES
+
+
+class Dataset:
+    """A dataset directory, read only."""
+
+    def __init__(self, root: Path) -> None:
+        if missing := missing_tables(root):
+            raise DatasetError(f"{root}: is no dataset (no {', '.join(missing)}); give the directory of a run")
+        self.root = root
+        self.store = Store(root)
+
+    def points(self) -> pd.DataFrame:
+        """One row per point."""
+        return self._frame("points")
+
+    def steps(self) -> pd.DataFrame:
+        """One row per point and step."""
+        return self._frame("steps")
+
+    def errors(self) -> pd.DataFrame:
+        """One row per point that failed."""
+        return self._frame("errors")
+
+    def _frame(self, table: str) -> pd.DataFrame:
+        frame: pd.DataFrame = self.arrow(table).to_pandas()
+        return frame
+
+    def arrow(self, table: str = "points") -> pa.Table:
+        """A table as Arrow. Raises UsageError for an unknown table, DatasetError for a damaged part."""
+        if table not in TABLES:
+            raise UsageError(f"table {table!r} is unknown; there are {', '.join(TABLES)}")
+        return self.store.read(table)
+
+    def sql(self, query: str) -> pa.Table:
+        """Result of a query over `points`, `steps` and `errors`. The query sees these tables only: no files, no network."""
+        connection = duckdb.connect(":memory:", config={"enable_external_access": False})
+        try:
+            for name in TABLES:
+                connection.register(name, self.arrow(name))
+            result: Any = connection.execute(query).to_arrow_table()
+            return result
+        except duckdb.Error as error:
+            raise UsageError(f"query: {str(error).splitlines()[0]}") from None
+        finally:
+            connection.close()
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Open a dataset directory. Raises DatasetError if it is none."""
+    return Dataset(Path(path))

@@ -1,0 +1,210 @@
+"""Parts and commits: what a dataset directory holds, what is done, how a chunk is added, how a finished one is sealed.
+
+A chunk's rows become one part per table, named by the chunk's key (a digest of its point ids); the commit record is
+published last and names the parts with rows, bytes and sha256. A part without a commit does not exist.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sweep.dataset.files import TEMP_PREFIX, file_sha256, parquet_bytes, publish, publish_json, read_json, sha256
+from sweep.errors import DatasetError, EnvironmentProblemError
+from sweep.schema import TABLES, arrow_schema
+
+SEALED_FILE_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One data file as a commit or the seal names it."""
+
+    table: str
+    name: str
+    rows: int
+    nbytes: int
+    sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"table": self.table, "name": self.name, "rows": self.rows, "bytes": self.nbytes, "sha256": self.sha256}
+
+
+def _record(entry: Any) -> PartRecord:
+    try:
+        name = str(entry["name"])
+        if entry["table"] not in TABLES or "/" in name or not name.endswith(".parquet"):
+            raise DatasetError(f"a commit names the part {name!r} of table {entry['table']!r}, which cannot be")
+        return PartRecord(entry["table"], name, int(entry["rows"]), int(entry["bytes"]), str(entry["sha256"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"a commit record cannot be understood ({error}); delete it and run again") from None
+
+
+def chunk_key(point_ids: Iterable[str]) -> str:
+    """Name of a chunk: digest of its point ids, in any order."""
+    return hashlib.sha256("".join(sorted(point_ids)).encode()).hexdigest()[:24]
+
+
+class Store:
+    """One dataset directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def sealed_path(self) -> Path:
+        return self.root / "sealed.json"
+
+    def prepare(self) -> None:
+        """Make the folders, and try a write before any work. Raises EnvironmentProblemError."""
+        try:
+            for name in (*TABLES, "commits", "provenance"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EnvironmentProblemError(f"{self.root}: cannot be created: {error.strerror}; choose another with --out") from None
+        publish(self.root / "provenance" / ".probe", b"")
+        (self.root / "provenance" / ".probe").unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One driver at a time. Raises DatasetError while another one runs."""
+        with (self.root / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DatasetError(f"{self.root}: another run is writing here; wait for it, or choose another --out") from None
+            yield
+
+    def sealed(self) -> dict[str, Any] | None:
+        return read_json(self.sealed_path) if self.sealed_path.exists() else None
+
+    def records(self) -> list[PartRecord]:
+        """Every part that counts: those of the seal, and of commits made since."""
+        sealed = self.sealed() or {}
+        absorbed = set(sealed.get("absorbed", ()))
+        records = [_record(entry) for entry in sealed.get("parts", ())]
+        for path in sorted((self.root / "commits").glob("*.json")):
+            if path.stem not in absorbed:
+                records += [_record(entry) for entry in read_json(path)["parts"]]
+        return records
+
+    def paths(self, table: str) -> list[Path]:
+        return [self.root / table / record.name for record in self.records() if record.table == table]
+
+    def check(self) -> list[str]:
+        """Bytes and digests of every part that counts; one line for each that is wrong."""
+        wrong = []
+        for record in self.records():
+            path = self.root / record.table / record.name
+            if not path.exists():
+                wrong.append(f"{path}: is missing")
+            elif path.stat().st_size != record.nbytes or file_sha256(path) != record.sha256:
+                wrong.append(f"{path}: is damaged (size or sha256 differs from its commit)")
+        return wrong
+
+    def done(self) -> set[str]:
+        """Ids of the points that are committed."""
+        return set(self.read("points", ["point_id"]).column("point_id").to_pylist())
+
+    def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
+        """A table of the dataset as Arrow. Raises DatasetError for a damaged part."""
+        schema = arrow_schema(table)
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        parts = [self._read_part(path, schema.names) for path in self.paths(table)]
+        return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
+
+    @staticmethod
+    def _read_part(path: Path, columns: list[str]) -> pa.Table:
+        try:
+            return pq.ParquetFile(path, page_checksum_verification=True).read(columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise DatasetError(f"{path}: is damaged ({str(error).splitlines()[0]}); delete its commit and run again") from None
+
+    def commit(self, key: str, tables: dict[str, pa.Table]) -> None:
+        """Publish the parts of a chunk, then its commit record."""
+        records = []
+        for name, table in tables.items():
+            if table.num_rows:
+                records.append(self._publish_part(name, f"part-{key}.parquet", table))
+        publish_json(self.root / "commits" / f"{key}.json", {"parts": [record.as_json() for record in records]})
+
+    def _publish_part(self, table: str, name: str, rows: pa.Table) -> PartRecord:
+        content = parquet_bytes(rows)
+        publish(self.root / table / name, content)
+        return PartRecord(table, name, rows.num_rows, len(content), sha256(content))
+
+    def seal(self, study_digest: str) -> dict[str, Any]:
+        """Compact a complete dataset: rows sorted by point, duplicates checked, errors of points done since dropped.
+
+        The new parts are published, then sealed.json (which makes the old ones void), then the old ones are removed:
+        a crash in between leaves a dataset that counts every row once."""
+        commits = sorted(path.stem for path in (self.root / "commits").glob("*.json"))
+        records, content = [], hashlib.sha256()
+        for name in TABLES:
+            table = self._sorted(name)
+            content.update(_content_digest(table))
+            for start in range(0, table.num_rows, SEALED_FILE_ROWS):
+                rows = table.slice(start, SEALED_FILE_ROWS)
+                digest = _content_digest(rows).hex()[:24]
+                records.append(self._publish_part(name, f"part-{start // SEALED_FILE_ROWS:05d}-{digest}.parquet", rows))
+        parts = [record.as_json() for record in records]
+        root = hashlib.sha256("".join(f"{r.table}/{r.name} {r.sha256}\n" for r in records).encode()).hexdigest()
+        sealed = {
+            "study_digest": study_digest,
+            "parts": parts,
+            "root_digest": root,
+            "content_digest": content.hexdigest(),
+            "absorbed": commits,
+        }
+        publish_json(self.sealed_path, sealed)
+        self.sweep_up()
+        publish_json(self.sealed_path, {**sealed, "absorbed": []})
+        return sealed
+
+    def _sorted(self, name: str) -> pa.Table:
+        table = self.read(name)
+        keys = ["point_id", "step"] if name == "steps" else ["point_id"]
+        if name == "errors":
+            done = pa.array(sorted(self.done()), pa.string())
+            table = table.filter(pc.invert(pc.is_in(table.column("point_id"), value_set=done)))
+        table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
+        unique = table.group_by(keys).aggregate([]).num_rows
+        if unique != table.num_rows and name != "errors":
+            raise DatasetError(f"{self.root / name}: {table.num_rows - unique} rows stand twice; remove the commits of one run")
+        return table
+
+    def sweep_up(self) -> None:
+        """Remove what does not count: parts and commits that a seal absorbed, temporary files of dead runs."""
+        sealed = self.sealed() or {}
+        keep = {(record.table, record.name) for record in self.records()}
+        for table in TABLES:
+            for path in (self.root / table).glob("part-*.parquet"):
+                if (table, path.name) not in keep:
+                    path.unlink(missing_ok=True)
+        for stem in sealed.get("absorbed", ()):
+            (self.root / "commits" / f"{os.path.basename(stem)}.json").unlink(missing_ok=True)  # noqa: PTH119
+        for path in self.root.glob(f"*/{TEMP_PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+
+def _content_digest(table: pa.Table) -> bytes:
+    """Digest of the values, column by column, free of how Parquet or Arrow lay them out."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        digest.update(f"\0{name}\0".encode())
+        digest.update("\n".join(map(repr, table.column(name).to_pylist())).encode())
+    return digest.digest()
+
+
+def missing_tables(root: Path) -> Sequence[str]:
+    """Tables whose folder is not there: an empty list for a dataset."""
+    return [name for name in TABLES if not (root / name).is_dir()]

@@ -1,0 +1,64 @@
+"""What can go wrong, each with the exit status the command ends with (contract: 2 usage, 3 dataset, 4 budget, 5 environment)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class FaultsweepError(Exception):
+    """Base of all errors that are shown to the user as one line, without a traceback."""
+
+    exit_status = 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong in a file: where, which field, what and what to do."""
+
+    where: str  # 'file:line', or 'file' where no line is known
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.field, self.text) if part)
+
+
+class StudyError(FaultsweepError):
+    """A study, workload or cost file cannot be used: every fault of it, one line each."""
+
+    exit_status = 2
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = tuple(faults)
+
+
+class UsageError(FaultsweepError):
+    """A command or a call was given something it cannot take."""
+
+    exit_status = 2
+
+
+class DatasetError(FaultsweepError):
+    """The dataset belongs to another study or model, or is damaged."""
+
+    exit_status = 3
+
+
+class BudgetExceededError(FaultsweepError):
+    """More work than the stated budget; `--yes` goes on."""
+
+    exit_status = 4
+
+
+class EnvironmentProblemError(FaultsweepError):
+    """The machine or the cluster cannot do it: unreachable, full, forbidden."""
+
+    exit_status = 5
+
+
+class InterruptedRunError(FaultsweepError):
+    """Stopped by a signal; what is done is committed."""
+
+    def __init__(self, signal_number: int, text: str) -> None:
+        super().__init__(text)
+        self.exit_status = 128 + signal_number

@@ -1,0 +1,1 @@
+"""Where chunks run: in this process, in processes of this machine, on Ray. One contract (base.py) for all."""

@@ -1,0 +1,63 @@
+"""Processes of this machine, without Ray."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from sweep.executors.base import Chunk, ChunkResult, run_chunk
+from sweep.point import Context
+
+_context: Context | None = None
+
+
+def _start(context: Context) -> None:
+    """In a new worker: keep the context; leave Ctrl-C to the driver."""
+    global _context
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _context = context
+
+
+def _run(chunk: Chunk) -> ChunkResult:
+    if _context is None:
+        raise RuntimeError("the worker was started without its context")
+    return run_chunk(chunk.points, _context, f"local-{os.getpid()}")
+
+
+class LocalPool:
+    """A pool of worker processes; a pool that broke because a worker was killed is replaced by a new one."""
+
+    def __init__(self, context: Context, workers: int) -> None:
+        self.slots = workers
+        self._context = context
+        self._pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), _start, (self._context,))
+
+    def submit(self, chunk: Chunk) -> Future[ChunkResult]:
+        try:
+            return self._pool.submit(_run, chunk)
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = self._new()
+            return self._pool.submit(_run, chunk)
+
+    def wait(self, handles: Sequence[Future[ChunkResult]], seconds: float) -> list[tuple[Future[ChunkResult], ChunkResult | Exception]]:
+        ready, _ = wait(handles, seconds, FIRST_COMPLETED)
+        return [(future, _outcome(future)) for future in ready]
+
+    def close(self, now: bool) -> None:
+        workers = list((self._pool._processes or {}).values()) if now else []
+        self._pool.shutdown(wait=not now, cancel_futures=True)
+        for process in workers:
+            process.kill()
+
+
+def _outcome(future: Future[ChunkResult]) -> ChunkResult | Exception:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return error if isinstance(error, Exception) else RuntimeError(str(error))

@@ -1,0 +1,128 @@
+"""The parameters of a point, once: type, default, allowed values, meaning. Parser, columns, help and checks follow from here.
+
+Names are those of the contract; sizes are bytes inside the program and written with a unit in files.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, Prealloc
+from sweep.quantity import format_size, parse_size
+
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+Size = Annotated[int, BeforeValidator(lambda v: v if type(v) is int and v == 0 else parse_size(v))]
+Count = Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)]
+
+
+def _kernel(value: object) -> str:
+    try:
+        return str(parse_kernel(str(value))) if isinstance(value, str) else _refuse(value)
+    except UnknownKernelError as error:
+        raise ValueError(str(error)) from None
+
+
+def _refuse(value: object) -> str:
+    raise ValueError(f"{value!r} is no text; write the kernel in quotes, like '6.12'")
+
+
+class Point(BaseModel):
+    """One configuration. Raises pydantic.ValidationError with every fault at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kernel: Annotated[str, BeforeValidator(_kernel)] = Field("6.12", description="host kernel, a mainline version")
+    policy: Literal["mainline", "change_pte_prefetch", "no_change_pte", "always_writable", "huge_zero_thp", "huge_zero_split"] = Field(
+        "mainline", description="a proposal on top of that kernel"
+    )
+    mmu: Literal["tdp"] = Field("tdp", description="KVM's MMU; this version models the TDP MMU")
+    vcpus: Count = Field(1, description="vCPUs of the guest")
+    memory: Size = Field(1 << 30, description="bytes of the data memslot")
+    backing: Literal["anonymous", "anonymous_thp", "anonymous_hugetlb_2mb", "shmem"] = Field(
+        "anonymous", description="memory behind the slot, names of the KVM selftests"
+    )
+    thp_enabled: Literal["always", "madvise", "never"] = Field("madvise", description="transparent_hugepage/enabled of the host")
+    use_zero_page: Annotated[bool, Field(strict=True)] = Field(True, description="the huge zero page; the 4K one is not affected")
+    thp_failure: Annotated[float, Field(ge=0, le=0)] = Field(0.0, description="chance that a 2M allocation fails; this version: 0")
+    offset: Size = Field(0, le=0, description="host minus guest address modulo 1GiB; this version: 0")
+    guest_page: Annotated[Size, Field(ge=PMD_BYTES, le=PMD_BYTES)] = Field(
+        PMD_BYTES, description="page size of the guest's tables; without effect on the TDP MMU; this version: 2MiB"
+    )
+    nx_huge_pages: Literal[False] = Field(False, description="iTLB multihit mitigation; this version: false")
+    eager_page_split: Annotated[bool, Field(strict=True)] = Field(True, description="matters with dirty logging only")
+    khugepaged: Literal[False] = Field(False, description="khugepaged; this version: false")
+    prealloc: Literal["none", "populate", "pre_fault", "populate+pre_fault"] = Field(
+        "none", description="what the VMM does before the guest starts"
+    )
+    prealloc_threads: Count = Field(1, description="VMM threads that populate")
+    workload: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] = Field("read_then_write", description="name of the workload")
+    costs: Annotated[str, Field(min_length=1, max_length=200)] = Field("default", description="cost file, or NAME@parameter=low|high")
+    cores: Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)] | None = Field(
+        None, description="host cores; this version: as many as vcpus"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Point":
+        faults = [text for check in CHECKS if (text := check(self))]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def canonical(self) -> dict[str, Any]:
+        """Every parameter as a plain value, defaults filled in: what a point's identity is made of."""
+        values = self.model_dump()
+        values["cores"] = self.vcpus if self.cores is None else self.cores
+        return values
+
+    def columns(self) -> dict[str, Any]:
+        """The same under the names of the result's columns."""
+        values = self.canonical()
+        named = {COLUMN_OF.get(key, key): value for key, value in values.items()}
+        return named | {"khugepaged": "false"}
+
+
+COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_bytes", "guest_page": "guest_page_bytes"}
+PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)
+
+
+def _check_memory(p: Point) -> str:
+    if PAGE_BYTES <= p.memory <= MAX_MEMORY_BYTES and p.memory % PAGE_BYTES == 0:
+        return ""
+    low = min(MAX_MEMORY_BYTES, max(PAGE_BYTES, p.memory // PAGE_BYTES * PAGE_BYTES))
+    high = min(MAX_MEMORY_BYTES, low + PAGE_BYTES)
+    return (
+        f"memory = {format_size(p.memory)} ({p.memory} bytes): a multiple of 4KiB from 4KiB to 16TiB is needed; "
+        f"nearest: {format_size(low)}, {format_size(high)}"
+    )
+
+
+def _check_hugetlb(p: Point) -> str:
+    if p.backing == "anonymous_hugetlb_2mb" and p.memory % PMD_BYTES:
+        return f"memory = {format_size(p.memory)} is no multiple of backing {p.backing}'s page, {format_size(PMD_BYTES)}"
+    return ""
+
+
+def _check_policy(p: Point) -> str:
+    try:
+        behaviours(p.kernel, p.policy)
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
+def _check_pre_fault(p: Point) -> str:
+    wants = Prealloc[p.prealloc.upper().replace("+", "_")] & Prealloc.PRE_FAULT
+    if wants and not behaviours(p.kernel)[Behaviour.PRE_FAULT_MEMORY]:
+        return f"prealloc = {p.prealloc!r}: kernel {p.kernel} has no KVM_PRE_FAULT_MEMORY; 6.11 is the first that has it"
+    return ""
+
+
+def _check_cores(p: Point) -> str:
+    if p.cores is not None and p.cores != p.vcpus:
+        return f"cores = {p.cores}: this version models one core per vCPU; leave cores out, or say {p.vcpus}"
+    return ""
+
+
+CHECKS = (_check_memory, _check_hugetlb, _check_policy, _check_pre_fault, _check_cores)

@@ -1,0 +1,150 @@
+"""From a study to its points: counted without expanding, made one by one, each with an id from its content."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.spec import PAGE_BYTES, Prealloc
+from kernels.state import state_bytes
+from sweep.configs import Workload
+from sweep.errors import Fault, StudyError
+from sweep.parameters import CHECKS, Point
+from sweep.steps import PopulateStep, VmmCowStep, touches_of
+from sweep.study import Block, Study
+from sweep.where import WhereError
+
+MAX_POINTS = 10_000_000
+MAX_SHOWN_FAULTS = 12
+# Seconds of one core, measured on the machine the figures of the README come from; used for predictions only.
+POINT_SECONDS = 1.5e-3
+LONE_ACCESS_SECONDS = 1.5e-8
+SHARED_ACCESS_SECONDS = 2.5e-7
+STATE_BYTE_SECONDS = 2e-10
+BYTES_PER_POINT = 700
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """One point: its identity and all that is needed to run it."""
+
+    point_id: str  # 32 hex digits
+    point: Point
+    replicate: int
+    seed: int
+
+
+def point_id(point: Point, workload: Workload, seed: int, replicate: int) -> str:
+    """BLAKE2b-128 (hex) over the canonical parameters, the workload's content, seed and replicate."""
+    identity = {"parameters": point.canonical(), "workload": _workload_digest(workload), "seed": seed, "replicate": replicate}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+_DIGESTS: dict[int, tuple[Workload, str]] = {}
+
+
+def _workload_digest(workload: Workload) -> str:
+    """Digest of a workload, computed once per object (touch lists may be large)."""
+    if id(workload) not in _DIGESTS:
+        _DIGESTS[id(workload)] = (workload, workload.digest())
+    return _DIGESTS[id(workload)][1]
+
+
+class Plan:
+    """The points of a study, in order: blocks, axes (the last moves fastest), replicates. Raises StudyError."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.upper = sum(block.size() for block in study.blocks) * study.replicates
+        if self.upper > MAX_POINTS:
+            raise StudyError([Fault("", "block", f"{self.upper:,} points; at most {MAX_POINTS:,} are taken; split the study")])
+        self._points: list[PlannedPoint] | None = None
+
+    def points(self) -> list[PlannedPoint]:
+        """All points, once each; made on first use. Raises StudyError for combinations that make no sense."""
+        if self._points is None:
+            self._points = list(self._unique())
+            if not self._points:
+                raise StudyError([Fault("", "where", "keeps no point; loosen it")])
+        return self._points
+
+    def _unique(self) -> Iterator[PlannedPoint]:
+        seen: set[str] = set()
+        faults: list[Fault] = []
+        for number, block in enumerate(self.study.blocks):
+            for point in self._block_points(number, block, faults):
+                workload = self.study.workloads[point.workload]
+                for replicate in range(self.study.replicates):
+                    identity = point_id(point, workload, self.study.seed, replicate)
+                    if identity not in seen:
+                        seen.add(identity)
+                        yield PlannedPoint(identity, point, replicate, self.study.seed)
+        if faults:
+            raise StudyError(faults[:MAX_SHOWN_FAULTS])
+
+    def _block_points(self, number: int, block: Block, faults: list[Fault]) -> Iterator[Point]:
+        reasons: set[str] = set()
+        for index in range(block.size()):
+            values = block_values(block, index)
+            if block.where is not None and not self._kept(number, block, values):
+                continue
+            point = Point.model_construct(**values)
+            problems = [text for check in CHECKS if (text := check(point))]
+            for text in problems:
+                if text not in reasons:
+                    reasons.add(text)
+                    faults.append(Fault("", f"block.{number}", f"{text}; change the value, or leave such points out with where"))
+            if not problems:
+                yield point
+
+    def _kept(self, number: int, block: Block, values: dict[str, Any]) -> bool:
+        full = Point.model_construct(**values).canonical()
+        try:
+            return block.where is None or block.where(full)
+        except WhereError as error:
+            raise StudyError([Fault("", f"block.{number}.where", str(error))]) from None
+
+
+def block_values(block: Block, index: int) -> dict[str, Any]:
+    """Parameters of point `index` of a block, fixed ones included: mixed-radix digits of the index, last axis fastest."""
+    values = dict(block.fixed)
+    for axis in reversed(block.axes):
+        index, digit = divmod(index, len(axis.values))
+        values.update(zip(axis.names, axis.values[digit], strict=True))
+    return values
+
+
+def predict_seconds(point: Point, workload: Workload) -> float:
+    """Seconds of one core for a point, from its accesses, vCPUs and memory."""
+    pages = point.memory // PAGE_BYTES
+    seconds = POINT_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
+    prealloc = Prealloc[point.prealloc.upper().replace("+", "_")]
+    populates = [point.prealloc_threads] if prealloc & Prealloc.POPULATE else []
+    small = point.backing in ("anonymous", "shmem")
+    for threads in populates:
+        seconds += (pages if small else pages >> 9) * (LONE_ACCESS_SECONDS if threads == 1 else SHARED_ACCESS_SECONDS)
+    for spec in workload.specs:
+        lone = isinstance(spec, VmmCowStep | PopulateStep) or min(point.vcpus, getattr(spec, "vcpus", None) or point.vcpus) == 1
+        per_access = LONE_ACCESS_SECONDS if lone else SHARED_ACCESS_SECONDS
+        seconds += touches_of(spec, pages) * per_access
+    return seconds
+
+
+def predict_bytes(point: Point) -> int:
+    """Memory a worker needs for a point."""
+    return state_bytes(point.memory, max(point.vcpus, point.prealloc_threads))
+
+
+def chunks_of(points: list[PlannedPoint], study: Study, seconds: float) -> Iterator[list[PlannedPoint]]:
+    """Consecutive points in groups of about `seconds` each: what one worker call runs and one commit publishes."""
+    rest = iter(points)
+    while head := next(rest, None):
+        chunk, total = [head], predict_seconds(head.point, study.workloads[head.point.workload])
+        for planned in rest:
+            chunk.append(planned)
+            total += predict_seconds(planned.point, study.workloads[planned.point.workload])
+            if total >= seconds or len(chunk) >= 4096:
+                break
+        yield chunk

@@ -1,0 +1,97 @@
+"""One point: the only place that calls the kernels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.simulate import Run, StepResult, latency_of, simulate
+from sweep.configs import CostFile, Workload
+from sweep.errors import FaultsweepError
+from sweep.plan import PlannedPoint
+from sweep.steps import build_step
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all points of a study share: small, and sent once to each worker."""
+
+    study: str
+    workloads: dict[str, Workload]
+    costs: dict[str, CostFile]
+
+
+@dataclass(frozen=True)
+class PointRows:
+    """The rows of one point: one of `points` and its `steps`, or one of `errors`."""
+
+    point: dict[str, Any] | None
+    steps: list[dict[str, Any]]
+    error: dict[str, Any] | None
+
+
+def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0) -> Run:
+    """Run one point. Raises what `kernels.simulate()` raises, and StudyError for a touch list that cannot be read."""
+    point, workload = planned.point, context.workloads[planned.point.workload]
+    return simulate(
+        steps=[build_step(spec, workload.folder) for spec in workload.specs],
+        kernel=point.kernel,
+        policy=point.policy,
+        backing=point.backing,
+        memory=point.memory,
+        vcpus=point.vcpus,
+        thp_enabled=point.thp_enabled,
+        use_zero_page=point.use_zero_page,
+        prealloc=point.prealloc,
+        prealloc_threads=point.prealloc_threads,
+        costs=context.costs[point.costs].values,
+        seed=planned.seed,
+        replicate=planned.replicate,
+        trace_rows=trace_rows,
+    )
+
+
+def _identity(planned: PlannedPoint, context: Context) -> dict[str, Any]:
+    return {"point_id": planned.point_id, "study": context.study, "replicate": planned.replicate, "seed": planned.seed}
+
+
+def point_row(planned: PlannedPoint, context: Context, run: Run) -> dict[str, Any]:
+    """The row of table `points`."""
+    seconds = run.guest_ns / 1e9
+    rate = run.counters["touches"] / planned.point.vcpus / seconds if run.guest_ns else 0.0
+    return {
+        **_identity(planned, context),
+        **planned.point.columns(),
+        **run.counters,
+        **run.gauges,
+        "guest_ns": run.guest_ns,
+        "total_ns": run.total_ns,
+        "pages_per_s_per_vcpu": rate,
+        **run.latency,
+    }
+
+
+def step_row(planned: PlannedPoint, context: Context, number: int, step: StepResult) -> dict[str, Any]:
+    """A row of table `steps`."""
+    return {
+        **_identity(planned, context),
+        "step": number,
+        "op": step.op,
+        **step.counters,
+        **step.gauges,
+        "step_ns": step.ns,
+        **latency_of(step.hist, step.fault_max_ns),
+    }
+
+
+def run_point(planned: PlannedPoint, context: Context) -> PointRows:
+    """Run one point; what it raises becomes a row of `errors`, so that the sweep goes on."""
+    try:
+        run = simulate_point(planned, context)
+    except (ValueError, RuntimeError, MemoryError, FaultsweepError) as error:
+        return PointRows(None, [], error_row(planned, type(error).__name__, str(error)))
+    steps = [step_row(planned, context, number, step) for number, step in enumerate(run.steps)]
+    return PointRows(point_row(planned, context, run), steps, None)
+
+
+def error_row(planned: PlannedPoint, kind: str, message: str) -> dict[str, Any]:
+    """A row of table `errors`."""
+    return {"point_id": planned.point_id, "parameters": planned.point.model_dump_json(), "kind": kind, "message": message[:2000]}

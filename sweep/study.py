@@ -1,0 +1,356 @@
+"""Study files: parse, check everything, report every fault at once."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sweep.configs import CostFile, Workload, digest_of, load_costs, load_workload, parse_workload, shared_workloads
+from sweep.errors import Fault, StudyError
+from sweep.files import Location, nearest, pydantic_fault, read_toml, where_is
+from sweep.parameters import NAME_PATTERN, PARAMETERS, Point
+from sweep.where import Where, WhereError
+
+MAX_REPLICATES = 10_000
+MAX_AXIS = 1_000_000
+DEFAULT_BUDGET_CPU_HOURS = 100.0
+RESERVED = frozenset({"con", "prn", "aux", "nul"} | {f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10)})
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of a block: the parameters that move together, and their values."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A product of axes over fixed parameters, with an optional condition."""
+
+    axes: tuple[Axis, ...]
+    fixed: Mapping[str, Any]
+    where: Where | None
+
+    def size(self) -> int:
+        """Points before `where`."""
+        total = 1
+        for axis in self.axes:
+            total *= len(axis.values)
+        return total
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as understood: every value checked and canonical."""
+
+    name: str
+    title: str
+    seed: int
+    replicates: int
+    budget_cpu_hours: float
+    blocks: tuple[Block, ...]
+    workloads: Mapping[str, Workload]
+    costs: Mapping[str, CostFile]
+    text: str
+    notes: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same study: name, seed, and the digests of workloads and costs. Axes may grow."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "workloads": {name: workload.digest() for name, workload in sorted(self.workloads.items())},
+            "costs": {name: costs.digest() for name, costs in sorted(self.costs.items())},
+        }
+
+
+class _Reader:
+    """Collects the faults of one study file while its parts are read."""
+
+    def __init__(self, path: Path, content: dict[str, Any], text: str) -> None:
+        self.path, self.content, self.text = path, content, text
+        self.faults: list[Fault] = []
+        self.notes: list[str] = []
+
+    def fault(self, location: Location, text: str) -> None:
+        self.faults.append(Fault(where_is(self.path, self.text, location), ".".join(str(p) for p in location), text))
+
+    def table(self, location: Location, value: Any, known: Sequence[str]) -> dict[str, Any]:
+        """A table with known keys only."""
+        if not isinstance(value, dict):
+            self.fault(location, "must be a table")
+            return {}
+        for key in value:
+            if key not in known:
+                self.fault((*location, key), f"unknown key {key!r}; {nearest(key, known)}")
+        return {key: entry for key, entry in value.items() if key in known}
+
+    def parameter(self, location: Location, name: str, value: Any) -> Any:
+        """A checked, canonical parameter value, or None after a fault."""
+        if name not in PARAMETERS:
+            self.fault(location, f"unknown parameter {name!r}; {nearest(name, PARAMETERS)}")
+            return None
+        try:
+            return FIELD_ADAPTERS[name].validate_python(value)
+        except ValidationError as error:
+            self.faults.append(pydantic_fault(self.path, self.text, location, {**error.errors()[0], "loc": ()}, PARAMETERS))
+            return None
+
+    def parameters(self, location: Location, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self.fault(location, "must be a table of parameters")
+            return {}
+        return {key: self.parameter((*location, key), key, entry) for key, entry in value.items()}
+
+
+FIELD_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+for _name, _info in Point.model_fields.items():
+    FIELD_ADAPTERS[_name] = TypeAdapter(_info.rebuild_annotation())
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read and check a study file, with `key=value` overrides in TOML. Raises StudyError with every fault."""
+    content, text = read_toml(path)
+    content = _with_includes(path, content, (path.resolve(),))
+    reader = _Reader(path, content, text)
+    _apply_overrides(reader, overrides)
+    head = _read_head(reader)
+    blocks = _read_blocks(reader)
+    workloads = _read_workloads(reader, blocks)
+    costs = _read_costs(reader, blocks)
+    if reader.faults:
+        raise StudyError(reader.faults)
+    return Study(
+        **head,
+        blocks=tuple(blocks),
+        workloads=workloads,
+        costs=costs,
+        text=text,
+        notes=tuple(reader.notes),
+    )
+
+
+def _with_includes(path: Path, content: dict[str, Any], seen: tuple[Path, ...]) -> dict[str, Any]:
+    """`include`d files give defaults: tables are merged key by key, everything else is replaced."""
+    includes = content.pop("include", [])
+    if not isinstance(includes, list) or not all(isinstance(entry, str) for entry in includes):
+        raise StudyError([Fault(str(path), "include", 'must be a list of file names, like ["base.toml"]')])
+    merged: dict[str, Any] = {}
+    for entry in includes:
+        other = (path.parent / entry).resolve()
+        if other in seen or len(seen) > 16:
+            raise StudyError([Fault(str(path), "include", f"{entry!r} includes itself; take it out")])
+        merged = _merge(merged, _with_includes(other, read_toml(other)[0], (*seen, other)))
+    return _merge(merged, content)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_overrides(reader: _Reader, overrides: Sequence[str]) -> None:
+    """`--set study.seed=3`, `--set vcpus=4`: a bare parameter means point.*, and takes an axis of that name away."""
+    import tomllib
+
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        try:
+            parsed = tomllib.loads(f"v = {value}")["v"] if equals else None
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        parts = key.strip().split(".")
+        if parts[0] in PARAMETERS:
+            parts = ["point", *parts]
+        if not equals or len(parts) < 2 or parts[0] not in ("study", "point"):
+            reader.faults.append(Fault("--set", override, f"must be study.KEY=VALUE or PARAMETER=VALUE; {nearest(parts[-1], PARAMETERS)}"))
+            continue
+        table = reader.content.setdefault(parts[0], {})
+        if isinstance(table, dict):
+            table[parts[1]] = parsed
+        if parts[0] == "point":
+            _drop_axis(reader.content, parts[1])
+
+
+def _drop_axis(content: dict[str, Any], name: str) -> None:
+    blocks = content.get("block")
+    for block in blocks if isinstance(blocks, list) else []:
+        for kind in ("grid", "zip", "point"):
+            if isinstance(block, dict) and isinstance(block.get(kind), dict):
+                block[kind].pop(name, None)
+
+
+def _read_head(reader: _Reader) -> dict[str, Any]:
+    content = reader.content
+    reader.table((), content, ("study", "point", "block", "workload", "include"))
+    study = reader.table(("study",), content.get("study", {}), ("name", "title", "seed", "replicates", "budget_cpu_hours"))
+    name = study.get("name")
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name) or name.split(".")[0] in RESERVED:
+        reader.fault(("study", "name"), f"{name!a} is no name; use a-z, 0-9, '.', '_', '-', at most 64, starting with a letter or digit")
+    title = study.get("title", "")
+    if not isinstance(title, str) or len(title) > 500 or any(ord(c) < 32 or ord(c) == 127 for c in title):
+        reader.fault(("study", "title"), f"{ascii(title)[:80]}: must be text of at most 500 characters without control characters")
+    seed = _number(reader, study, "seed", 0, (1 << 64) - 1)
+    replicates = _number(reader, study, "replicates", 1, MAX_REPLICATES, low=1)
+    budget = study.get("budget_cpu_hours", DEFAULT_BUDGET_CPU_HOURS)
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < 1e9:
+        reader.fault(("study", "budget_cpu_hours"), f"{budget!r}: a number of hours above 0 is needed")
+    return {"name": name, "title": title, "seed": seed, "replicates": replicates, "budget_cpu_hours": budget}
+
+
+def _number(reader: _Reader, table: Mapping[str, Any], key: str, default: int, high: int, low: int = 0) -> int:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        reader.fault(("study", key), f"{value!r}: an integer from {low} to {high} is needed")
+        return default
+    return value
+
+
+def _read_blocks(reader: _Reader) -> list[Block]:
+    base = reader.parameters(("point",), reader.content.get("point", {}))
+    listed = reader.content.get("block", [{}])
+    if not isinstance(listed, list) or not listed:
+        reader.fault(("block",), "must be written [[block]]")
+        return []
+    return [_read_block(reader, number, entry, base) for number, entry in enumerate(listed)]
+
+
+def _read_block(reader: _Reader, number: int, entry: Any, base: Mapping[str, Any]) -> Block:
+    at: Location = ("block", number)
+    if isinstance(entry, dict) and "sample" in entry:
+        reader.fault((*at, "sample"), "is not offered by this version; write the values as a grid")
+        entry = {key: value for key, value in entry.items() if key != "sample"}
+    block = reader.table(at, entry, ("grid", "zip", "point", "where"))
+    fixed = {**base, **reader.parameters((*at, "point"), block.get("point", {}))}
+    axes = [Axis((name,), tuple((v,) for v in values)) for name, values in _axes(reader, (*at, "grid"), block.get("grid", {})).items()]
+    zipped = _axes(reader, (*at, "zip"), block.get("zip", {}))
+    lengths = {name: len(values) for name, values in zipped.items()}
+    if len(set(lengths.values())) > 1:
+        reader.fault((*at, "zip"), "lists of unequal length: " + ", ".join(f"{n} has {k}" for n, k in lengths.items()))
+    elif zipped:
+        axes.append(Axis(tuple(zipped), tuple(zip(*zipped.values(), strict=True))))
+    names = [name for axis in axes for name in axis.names]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        reader.fault((*at, "zip", name), f"{name} stands in grid and in zip; keep one")
+    return Block(tuple(axes), fixed, _read_where(reader, (*at, "where"), block.get("where")))
+
+
+def _axes(reader: _Reader, location: Location, table: Any) -> dict[str, list[Any]]:
+    if not isinstance(table, dict):
+        reader.fault(location, "must be a table of lists")
+        return {}
+    axes = {}
+    for name, given in table.items():
+        values = _axis_values(reader, (*location, name), given)
+        if not values:
+            reader.fault((*location, name), "is an empty axis: the block would have 0 points; give it a value or take it out")
+        axes[name] = [reader.parameter((*location, name), name, value) for value in values]
+    return axes
+
+
+def _axis_values(reader: _Reader, location: Location, given: Any) -> list[Any]:
+    if isinstance(given, list):
+        return given
+    if isinstance(given, dict) and len(given) == 1:
+        kind, numbers = next(iter(given.items()))
+        if kind in _GENERATORS and isinstance(numbers, list) and all(type(n) in (int, float) for n in numbers):
+            try:
+                values = _GENERATORS[kind](*numbers)
+            except (TypeError, ValueError, OverflowError) as error:
+                reader.fault(location, f"{kind} = {numbers}: {error}")
+                return [None]
+            return values
+    reader.fault(location, "must be a list, or { range = [start, stop, step] }, { pow2 = [low, high] }, { linspace = [low, high, n] }")
+    return [None]
+
+
+def _range(start: int, stop: int, step: int = 1) -> list[int]:
+    """As Python's range: the stop is left out."""
+    made = range(start, stop, step)
+    if len(made) > MAX_AXIS:
+        raise ValueError(f"{len(made)} values; at most {MAX_AXIS}")
+    return list(made)
+
+
+def _pow2(low: int, high: int) -> list[int]:
+    """Powers of two from low to high, both included."""
+    if not 1 <= low <= high < 1 << 62:
+        raise ValueError("1 <= low <= high is needed")
+    return [1 << i for i in range(63) if low <= 1 << i <= high]
+
+
+def _linspace(low: float, high: float, n: int) -> list[float]:
+    """n evenly spaced values, both ends included."""
+    if not isinstance(n, int) or not 2 <= n <= MAX_AXIS:
+        raise ValueError(f"n must be 2 ... {MAX_AXIS}")
+    return [low + (high - low) * i / (n - 1) for i in range(n)]
+
+
+_GENERATORS: Mapping[str, Callable[..., list[Any]]] = {"range": _range, "pow2": _pow2, "linspace": _linspace}
+
+
+def _read_where(reader: _Reader, location: Location, text: Any) -> Where | None:
+    if text is None:
+        return None
+    try:
+        if not isinstance(text, str):
+            raise WhereError(f"{text!r}: must be text")
+        return Where(text, frozenset(PARAMETERS))
+    except WhereError as error:
+        reader.fault(location, str(error))
+        return None
+
+
+def _used(blocks: Sequence[Block], name: str) -> list[Any]:
+    """Every value a parameter takes in the study."""
+    default = Point.model_fields[name].default
+    values: dict[Any, None] = {}
+    for block in blocks:
+        moving = [v[axis.names.index(name)] for axis in block.axes if name in axis.names for v in axis.values]
+        for value in moving or [block.fixed.get(name, default)]:
+            values[value] = None
+    return [value for value in values if value is not None]
+
+
+def _read_workloads(reader: _Reader, blocks: Sequence[Block]) -> dict[str, Workload]:
+    own = reader.content.get("workload", {})
+    own = own if isinstance(own, dict) else {}
+    shared = shared_workloads()
+    found: dict[str, Workload] = {}
+    for name in _used(blocks, "workload"):
+        if name in own:
+            workload, faults = parse_workload(name, own[name], reader.path, reader.text, ("workload", name))
+        elif name in shared:
+            workload, faults = load_workload(name)
+        else:
+            reader.fault(("point", "workload"), f"workload {name!r} is unknown; {nearest(name, [*own, *shared])}")
+            continue
+        reader.faults += faults
+        if workload is not None and not faults:
+            found[name] = workload
+    return found
+
+
+def _read_costs(reader: _Reader, blocks: Sequence[Block]) -> dict[str, CostFile]:
+    found: dict[str, CostFile] = {}
+    for name in _used(blocks, "costs"):
+        try:
+            found[name] = load_costs(name, reader.path.parent)
+            reader.notes += found[name].notes
+        except StudyError as error:
+            reader.faults += error.faults
+    return found
+
+
+def study_digest(study: Study) -> str:
+    """Digest of what makes it the same study (see Study.identity)."""
+    return digest_of(study.identity())
