@@ -27,7 +27,7 @@ from sweep.progress import Bar, Plain, Quiet, Reporter, on_terminal
 from sweep.provenance import provenance
 from sweep.quantity import human_size, human_time
 from sweep.schema import SCHEMA_VERSION
-from sweep.study import Study, load_study
+from sweep.study import Study, load_study, study_digest
 
 CHUNK_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
@@ -157,11 +157,11 @@ def run(study: Study | str | Path, out: str | Path | None = None, options: RunOp
             write_study(store, study)
             _execute(store, study, left, options, summary)
         complete = not summary.stopped_by and not summary.failed and summary.left == 0 and len(points) == len(plan.points())
-        summary.sealed = _seal(store, study, bool(left)) if complete else None
+        summary.sealed = _seal(store, bool(left)) if complete else None
     return summary
 
 
-def _seal(store: Store, study: Study, changed: bool) -> dict[str, Any] | None:
+def _seal(store: Store, changed: bool) -> dict[str, Any] | None:
     sealed = store.sealed()
     fresh = sealed is not None and not changed and not any((store.root / "commits").glob("*.json"))
     return sealed if fresh else store.seal(str(read_json(store.root / "study.json")["digest"]))
@@ -185,15 +185,9 @@ def study_record(study: Study) -> dict[str, Any]:
         "replicates": study.replicates,
         "model_digest": model_digest(),
         "schema_version": SCHEMA_VERSION,
-        "digest": _identity_digest(study),
+        "digest": study_digest(study),
         "points": len(Plan(study).points()),
     }
-
-
-def _identity_digest(study: Study) -> str:
-    from sweep.study import study_digest
-
-    return study_digest(study)
 
 
 def check_same_study(store: Store, study: Study) -> None:

@@ -49,11 +49,11 @@ class Where:
         if len(text) > MAX_LENGTH:
             raise WhereError(f"{len(text)} characters; at most {MAX_LENGTH} are allowed")
         try:
-            self._tree = ast.parse(text.strip(), mode="eval").body
+            self._tree = ast.parse(text.replace("\n", " ").strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise WhereError(f"cannot be read: {getattr(error, 'msg', error)}") from None
         self._names = names
-        self.text = text
+        self.text = " ".join(text.split())
         self.used: set[str] = set()
         self._check(self._tree, 0)
 

@@ -49,7 +49,7 @@ class Dataset:
         try:
             for name in TABLES:
                 connection.register(name, self.arrow(name))
-            result: Any = connection.execute(query).to_arrow_table()
+            result: Any = connection.sql(query).to_arrow_table()
             return result
         except duckdb.Error as error:
             raise UsageError(f"query: {str(error).splitlines()[0]}") from None

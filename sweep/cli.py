@@ -1,0 +1,240 @@
+"""The command line: arguments in, calls out, errors as one line with their exit status. No logic lives here."""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from sweep.errors import FaultsweepError, InterruptedRunError, UsageError
+from sweep.quantity import human_time
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Simulate the page-fault path of KVM hosts and sweep it. Example: faultsweep run configs/studies/thread.toml",
+)
+StudyPath = Annotated[Path, typer.Argument(help="study file (TOML)")]
+DatasetPath = Annotated[Path, typer.Argument(help="dataset directory")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the study, e.g. vcpus=4 or study.seed=7")]
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+@app.command()
+def plan(study: StudyPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check a study and print its points, axes, predicted time, memory and bytes; run nothing."""
+    from sweep.preview import preview
+
+    shown = preview(study, overrides or ())
+    if as_json:
+        _print_json(shown)
+        return
+    for key, value in shown.items():
+        print(f"{key}: {value}" if not isinstance(value, list) else f"{key}:\n" + "\n".join(f"  {row}" for row in value))
+
+
+@app.command()
+def run(
+    study: StudyPath,
+    out: Annotated[Path | None, typer.Option(help="dataset directory; default results/<study name>")] = None,
+    executor: Annotated[str, typer.Option(help="inline, local or ray")] = "ray",
+    address: Annotated[str | None, typer.Option(help="address of a Ray cluster")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
+    overrides: Overrides = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="only the first N points")] = None,
+    shard: Annotated[str, typer.Option(help="i/n: every n-th point, from the i-th")] = "0/1",
+    on_error: Annotated[str, typer.Option(help="continue or stop")] = "continue",
+    max_failures: Annotated[int | None, typer.Option(min=0, help="stop after so many failed points")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="go on over the budget")] = False,
+    new_version: Annotated[bool, typer.Option("--new-version", help="a sibling directory if model or costs changed")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="name workers and seconds of compilation")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="plain lines, no bar")] = False,
+) -> None:
+    """Run what is missing of a study; run again to resume or to add new points."""
+    from sweep.run import RunOptions
+    from sweep.run import run as run_study
+    from sweep.study import load_study
+
+    if on_error not in ("continue", "stop"):
+        raise UsageError(f"--on-error {on_error!r}: continue or stop is needed")
+    if verbose:
+        os.environ["FAULTSWEEP_VERBOSE"] = "1"
+    options = RunOptions(
+        executor=executor,
+        address=address,
+        workers=workers,
+        limit=limit,
+        shard=_shard(shard),
+        on_error=on_error,
+        max_failures=max_failures,
+        yes=yes,
+        new_version=new_version,
+        quiet=quiet,
+        progress=not no_progress,
+        command=sys.argv,
+    )
+    summary = run_study(load_study(study, overrides or ()), out, options)
+    for note in summary.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        _print_json({**summary.__dict__, "left": summary.left, "exit_status": summary.exit_status})
+    elif not quiet:
+        _print_summary(summary, study)
+    raise typer.Exit(summary.exit_status)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("/")
+    if not (first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+        raise UsageError(f"--shard {text!r}: i/n is needed, like 0/4")
+    return int(first), int(second)
+
+
+def _print_summary(summary: Any, study: Path) -> None:
+    if summary.done_before == summary.total:
+        print(f"{summary.study}: all {summary.total} points are done already; nothing to do ({summary.out})")
+    else:
+        failed = f", {summary.failed} failed" if summary.failed else ""
+        left = f", {summary.left} left" if summary.left else ""
+        print(f"{summary.study}: {summary.done} points in {human_time(summary.seconds)}{failed}{left}, {summary.done_before} done before")
+    if summary.left or summary.failed:
+        print(f"go on: faultsweep run {study} --out {summary.out}")
+    elif summary.sealed:
+        print(f"sealed {summary.sealed['root_digest'][:16]}; next: faultsweep report {summary.out}")
+
+
+@app.command()
+def status(dataset: DatasetPath, as_json: AsJson = False) -> None:
+    """Done, failed, left, rate, time left."""
+    from sweep.preview import status_of
+
+    shown = status_of(dataset)
+    _print_json(shown) if as_json else print("\n".join(f"{key}: {value}" for key, value in shown.items()))
+
+
+@app.command()
+def verify(
+    dataset: DatasetPath,
+    recompute: Annotated[int, typer.Option(min=0, help="recompute so many points and compare")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Check checksums, schema and completeness; recompute points."""
+    from sweep.verify import verify as verify_dataset
+
+    verdict = verify_dataset(dataset, recompute)
+    if as_json:
+        _print_json(verdict.__dict__)
+    else:
+        print("\n".join(verdict.wrong) or f"{dataset}: {verdict.points} points, {verdict.recomputed} recomputed, all well")
+    raise typer.Exit(3 if verdict.wrong else 0)
+
+
+@app.command()
+def report(dataset: DatasetPath, as_json: AsJson = False) -> None:
+    """Write DIR/report/index.html and print the main table."""
+    from sweep.report.build import build_report
+
+    built = build_report(dataset)
+    _print_json(built.as_json()) if as_json else print(built.as_text())
+
+
+@app.command()
+def query(
+    dataset: DatasetPath,
+    sql: Annotated[str, typer.Argument(help="SQL over points, steps, errors")],
+    out_format: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+) -> None:
+    """SQL over the tables of a dataset."""
+    from sweep.dataset.read import open_dataset
+
+    writers: dict[str, Callable[[pa.Table], None]] = {
+        "table": _write_table,
+        "csv": _write_csv,
+        "json": lambda t: _print_json(t.to_pylist()),
+        "parquet": _write_parquet,
+    }
+    if out_format not in writers:
+        raise UsageError(f"--format {out_format!r}: {', '.join(writers)} are there")
+    writers[out_format](open_dataset(dataset).sql(sql))
+
+
+def _write_table(table: pa.Table) -> None:
+    with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.width", 240):
+        print(table.to_pandas().to_string(index=False))
+
+
+def _write_csv(table: pa.Table) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    print(text.getvalue(), end="")
+
+
+def _write_parquet(table: pa.Table) -> None:
+    if sys.stdout.isatty():
+        raise UsageError("--format parquet writes bytes; redirect them into a file")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    sys.stdout.buffer.write(sink.getvalue())
+
+
+@app.command()
+def explain(
+    dataset: DatasetPath,
+    point_id: Annotated[str, typer.Argument(help="id of a point, or its beginning")],
+    touches: Annotated[int, typer.Option(min=1, max=1_000_000, help="events to show")] = 60,
+) -> None:
+    """Run one point again and print its events step by step."""
+    from sweep.explain import explain as explain_point
+
+    for line in explain_point(dataset, point_id, touches):
+        print(line)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What works here: packages, compile cache, Ray, KVM, THP state, disk."""
+    from sweep.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({name: {"well": well, "text": text} for name, (well, text) in findings.items()})
+    else:
+        for name, (well, text) in findings.items():
+            print(f"{'ok ' if well else 'BAD'} {name}: {text}")
+    raise typer.Exit(0 if all(well for well, _ in findings.values()) else 5)
+
+
+def main() -> None:
+    """Entry of the command: errors become one line and their exit status."""
+    try:
+        app(standalone_mode=True)
+    except InterruptedRunError as error:
+        print(f"interrupted: {error}; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
+    except FaultsweepError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()
