@@ -1,0 +1,1 @@
+"""The answer: tables, claims with verdicts, the page."""
