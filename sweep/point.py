@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.simulate import Run, StepResult, latency_of, simulate
+from kernels.steps import Touch
 from sweep.configs import CostFile, Workload
 from sweep.errors import FaultsweepError
 from sweep.plan import PlannedPoint
@@ -47,6 +48,12 @@ def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0)
         replicate=planned.replicate,
         trace_rows=trace_rows,
     )
+
+
+def compile_kernels() -> None:
+    """Make both loops of the engine compile, or load from the cache."""
+    for vcpus in (1, 2):
+        simulate(steps=[Touch()], memory=1 << 21, vcpus=vcpus)
 
 
 def _identity(planned: PlannedPoint, context: Context) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import kernels
 from kernels.jit import compile_cache, model_digest
 from sweep.dataset.files import publish, publish_json, read_json
 from sweep.dataset.store import Store
@@ -22,7 +21,7 @@ from sweep.errors import BudgetExceededError, DatasetError, EnvironmentProblemEr
 from sweep.executors.base import Chunk, ChunkResult, Pool, drive
 from sweep.executors.inline import InlinePool
 from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, chunks_of, predict_bytes, predict_seconds
-from sweep.point import Context
+from sweep.point import Context, compile_kernels
 from sweep.progress import Bar, Plain, Quiet, Reporter, on_terminal
 from sweep.provenance import provenance
 from sweep.quantity import human_size, human_time
@@ -280,8 +279,7 @@ def warm_up(reporter: Reporter) -> float:
     if fresh:
         reporter.note("compiling the kernels for this machine (once per version) ...")
     start = time.monotonic()
-    for vcpus in (1, 2):
-        kernels.simulate(steps=[kernels.Touch()], memory=1 << 21, vcpus=vcpus)
+    compile_kernels()
     seconds = time.monotonic() - start
     if fresh:
         reporter.note(f"compiled in {seconds:.1f} s")

@@ -18,7 +18,8 @@ body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .25rem .5rem; text-align: left; vertical-align: top; }
+th, td { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .25rem .5rem; }
+th, td { text-align: left; vertical-align: top; }
 th { background: color-mix(in srgb, currentColor 8%, transparent); }
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -35,9 +36,9 @@ class Report:
     digests: dict[str, str]
 
     def as_text(self) -> str:
-        """Main table (the first), claims and further tables for a terminal."""
+        """Main table (the first), the last one and the claims for a terminal; the page has all tables."""
         parts = [self.title, ""]
-        for table in self.tables:
+        for table in dict.fromkeys((self.tables[0], self.tables[-1])):
             parts += [table.title, table.frame.to_string(index=False), table.note, ""]
         for judged in self.claims:
             claim = judged.claim
@@ -101,8 +102,8 @@ def build_report(root: Path) -> Report:
         claims = [judged for claim in CLAIMS if (judged := judge(claim, worlds)) is not None]
         tables = [*main, switch_table(worlds[0])]
     sealed = dataset.store.sealed() or {}
-    digests = {key: str(sealed[key]) for key in ("root_digest", "content_digest") if key in sealed}
-    digests["model_digest"] = str(record["model_digest"])
+    digests: dict[str, str] = {"model_digest": str(record["model_digest"])}
+    digests |= {key: str(sealed[key]) for key in ("root_digest", "content_digest") if key in sealed}
     report = Report(record["title"] or record["name"], root / "report" / "index.html", tables, claims, digests)
     publish(report.path, page(report).encode())
     return report

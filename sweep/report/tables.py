@@ -20,7 +20,7 @@ PARAMETER_COLUMNS = [COLUMN_OF.get(name, name) for name in PARAMETERS]
 MAX_ROWS = 400
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReportTable:
     """A titled table; `frame` holds what is shown, as text."""
 
