@@ -175,10 +175,13 @@ def _apply_overrides(reader: _Reader, overrides: Sequence[str]) -> None:
             reader.faults.append(Fault("--set", override, f"must be study.KEY=VALUE or PARAMETER=VALUE; {nearest(parts[-1], PARAMETERS)}"))
             continue
         table = reader.content.setdefault(parts[0], {})
-        if isinstance(table, dict):
-            table[parts[1]] = parsed
+        if isinstance(table, dict):  # 6.10 is a kernel, not a number
+            table[parts[1]] = value if parts[1] in _TEXT and not isinstance(parsed, str) else parsed
         if parts[0] == "point":
             _drop_axis(reader.content, parts[1])
+
+
+_TEXT = frozenset(name for name, info in Point.model_fields.items() if isinstance(info.default, str))
 
 
 def _drop_axis(content: dict[str, Any], name: str) -> None:

@@ -1,0 +1,240 @@
+"""Runs and datasets: the same rows and files whatever the executor, interrupted or not; damage is found."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import sweep
+from sweep.dataset.files import TEMP_PREFIX
+from sweep.errors import DatasetError, UsageError
+from sweep.run import RunOptions
+from sweep.schema import POINTS, STEPS, arrow_schema
+from sweep.verify import verify
+
+QUIET = RunOptions(executor="inline", quiet=True)
+
+
+def run(study: Path, out: Path, **options: object) -> sweep.RunSummary:
+    return sweep.run(study, out, RunOptions(**{"executor": "inline", "quiet": True, **options}))  # type: ignore[arg-type]
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """Data files by name: what sealing must make identical."""
+    return {str(path.relative_to(out)): path.read_bytes() for table in ("points", "steps", "errors") for path in (out / table).iterdir()}
+
+
+@pytest.fixture
+def reference(study_file: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "reference"
+    assert run(study_file, out).exit_status == 0
+    return out
+
+
+@pytest.mark.parametrize(("executor", "workers"), [("inline", 1), ("local", 1), ("local", 3), ("ray", 2)])
+def test_every_executor_gives_the_same_files(study_file: Path, tmp_path: Path, reference: Path, executor: str, workers: int) -> None:
+    out = tmp_path / executor
+    summary = run(study_file, out, executor=executor, workers=workers)
+    assert (summary.exit_status, summary.done, summary.failed, summary.left) == (0, 24, 0, 0)
+    assert files_of(out) == files_of(reference)
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    out = tmp_path / "x"
+    first = run(study_file, out, limit=7)
+    assert (first.exit_status, first.sealed) == (0, None)
+    shard = run(study_file, out, shard=(1, 3))
+    assert shard.done_before + shard.done == 8
+    last = run(study_file, out)
+    assert last.done == 24 - first.done - shard.done
+    assert files_of(out) == files_of(reference)
+
+
+def test_a_second_run_does_nothing_and_says_so(study_file: Path, reference: Path) -> None:
+    before = files_of(reference)
+    again = run(study_file, reference)
+    assert (again.done, again.done_before, again.exit_status) == (0, 24, 0)
+    assert files_of(reference) == before
+
+
+def test_new_axis_values_run_only_the_new_points(study_file: Path, reference: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("vcpus = [1, 3]", "vcpus = [1, 2, 3]"))
+    more = run(study_file, reference)
+    assert (more.done_before, more.done, more.total) == (24, 12, 36)
+    assert len(sweep.open_dataset(reference).points()) == 36
+
+
+def test_rows_are_complete_and_typed(reference: Path) -> None:
+    points = pd.read_parquet(reference / "points")
+    assert list(points.columns) == [column.name for column in POINTS]
+    assert points["point_id"].is_unique
+    assert points["point_id"].is_monotonic_increasing
+    steps = sweep.open_dataset(reference).steps()
+    assert list(steps.columns) == [column.name for column in STEPS]
+    assert len(steps) == 2 * len(points)
+    assert (steps.groupby("point_id")["pf_taken"].sum().sort_index() == points.set_index("point_id")["pf_taken"]).all()
+    assert (points["touches"] == points["reads"] + points["writes"]).all()
+    assert (points["pf_taken"] == points["pf_fixed"] + points["pf_spurious"] + points["pf_retry"]).all()
+
+
+def test_data_files_name_no_time_and_no_machine(reference: Path) -> None:
+    for path in (reference / "points").iterdir():
+        metadata = pq.ParquetFile(path).metadata.metadata or {}
+        assert set(metadata) <= {b"faultsweep_schema", b"faultsweep_table"}
+
+
+def test_sql_sees_the_tables_and_nothing_else(reference: Path) -> None:
+    dataset = sweep.open_dataset(reference)
+    assert dataset.sql("select count(*) as n from points").to_pylist() == [{"n": 24}]
+    joined = dataset.sql("select sum(s.pf_taken) = sum(distinct 0) + sum(s.pf_taken) as same from steps s")
+    assert joined.to_pylist() == [{"same": True}]
+    for hostile in ("select * from read_csv('/etc/passwd')", "copy points to '/tmp/x.csv'", "attach '/tmp/x.db'", "selec 1"):
+        with pytest.raises(UsageError, match="query"):
+            dataset.sql(hostile)
+
+
+def test_another_study_or_seed_is_refused_with_both_digests(study_file: Path, reference: Path) -> None:
+    before = files_of(reference)
+    study_file.write_text(study_file.read_text().replace("seed = 5", "seed = 6"))
+    with pytest.raises(DatasetError, match=r"seed \(5 there, 6 now\).*--new-version"):
+        run(study_file, reference)
+    study_file.write_text(study_file.read_text().replace("seed = 6", "seed = 5").replace("40.0", "41.0"))
+    with pytest.raises(DatasetError, match="workload 'mixed'"):
+        run(study_file, reference)
+    assert files_of(reference) == before
+
+
+def test_new_version_makes_a_sibling(study_file: Path, reference: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("seed = 5", "seed = 6"))
+    made = run(study_file, reference, new_version=True)
+    assert made.out == reference.with_name("reference.2")
+    assert made.done == 24
+
+
+def test_a_directory_that_is_no_dataset_is_left_alone(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(DatasetError, match=r"holds notes\.txt"):
+        run(study_file, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path, tmp_path: Path) -> None:
+    """A touch beyond the range's pages is found only with the memory of the point."""
+    text = study_file.read_text().replace('memory = "8MiB"', "").replace("vcpus = [1, 3] }", 'vcpus = [1], memory = ["2MiB", "8MiB"] }')
+    study_file.write_text(text.replace('order = "random" },', 'order = "random", touches = 1000 },', 1))
+    summary = run(study_file, tmp_path / "x")
+    assert (summary.exit_status, summary.done, summary.failed) == (1, 12, 12)
+    errors = sweep.open_dataset(tmp_path / "x").errors()
+    assert set(errors["kind"]) == {"WorkloadError"}
+    assert errors["message"].str.contains("repeat = true").all()
+    stopped = run(study_file, tmp_path / "y", on_error="stop")
+    assert stopped.exit_status == 1
+    assert stopped.left > 0
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "truncate":
+        path.write_bytes(content[:-7])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+def test_verify_finds_damage(reference: Path, how: str) -> None:
+    assert verify(reference, recompute=3).wrong == []
+    path = next((reference / "points").iterdir())
+    damage(path, how)
+    wrong = verify(reference).wrong
+    assert len(wrong) == 1
+    assert str(path) in wrong[0]
+
+
+def test_verify_finds_a_value_that_the_model_does_not_give(study_file: Path, tmp_path: Path) -> None:
+    """A part whose digest fits but whose numbers were changed."""
+    from sweep.dataset.store import Store
+
+    out = tmp_path / "x"
+    run(study_file, out, limit=1)
+    store = Store(out)
+    table = store.read("points")
+    column = table.schema.get_field_index("pf_taken")
+    forged = table.set_column(column, table.schema.field(column), [[table.column(column)[0].as_py() + 1]])
+    key = next((out / "commits").glob("*.json")).stem
+    store.commit(key, {"points": forged, "steps": store.read("steps")})
+    assert any("differs from what the model gives" in line for line in verify(out, recompute=1).wrong)
+
+
+def test_leftovers_of_a_dead_run_do_not_count(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    out = tmp_path / "x"
+    run(study_file, out, limit=5)
+    (out / "points" / f"{TEMP_PREFIX}abc").write_bytes(b"half")
+    (out / "points" / "part-without-commit.parquet").write_bytes(b"never committed")
+    assert len(sweep.open_dataset(out).points()) == 5
+    run(study_file, out)
+    assert files_of(out) == files_of(reference)
+
+
+def test_a_crash_between_seal_and_clean_up_counts_every_row_once(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    out = tmp_path / "x"
+    run(study_file, out, limit=20)
+    commits = {path.name: path.read_bytes() for path in (out / "commits").iterdir()}
+    parts = files_of(out)
+    run(study_file, out)
+    sealed = json.loads((out / "sealed.json").read_text())
+    for name, content in commits.items():
+        (out / "commits" / name).write_bytes(content)
+    for name, content in parts.items():
+        (out / name).write_bytes(content)
+    sealed["absorbed"] = [Path(name).stem for name in commits]
+    (out / "sealed.json").write_text(json.dumps(sealed))
+    assert len(sweep.open_dataset(out).points()) == 24
+    run(study_file, out)
+    assert files_of(out) == files_of(reference)
+
+
+def test_two_drivers_never_write_at_once(study_file: Path, tmp_path: Path) -> None:
+    from sweep.dataset.store import Store
+
+    store = Store(tmp_path / "x")
+    store.prepare()
+    with store.lock(), pytest.raises(DatasetError, match="another run"):
+        run(study_file, tmp_path / "x")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_drains_and_the_next_run_finishes(study_file: Path, tmp_path: Path, number: int, status: int) -> None:
+    study_file.write_text(study_file.read_text().replace("replicates = 2", "replicates = 200"))
+    out = tmp_path / "x"
+    command = [sys.executable, "-m", "sweep", "run", str(study_file), "--out", str(out), "--executor", "local", "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list((out / "commits").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=120)
+    if process.returncode == 0:
+        pytest.skip("the run was done before the signal reached it")
+    assert process.returncode == status, stderr
+    assert "go on: faultsweep run" in stdout
+    assert "Traceback" not in stderr
+    committed = len(sweep.open_dataset(out).points())
+    assert committed > 0
+    done = run(study_file, out, executor="local", workers=1)
+    assert done.done_before == committed
+    assert done.left == 0
+
+
+def test_schema_is_written_as_declared(reference: Path) -> None:
+    path = next((reference / "points").iterdir())
+    assert pq.read_schema(path).names == arrow_schema("points").names

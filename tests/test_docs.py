@@ -1,0 +1,69 @@
+"""Documents that are generated are up to date; what the README shows can be run; nothing of this project names a machine."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kernels.policy import Behaviour
+from sweep.configs import config_root, shared_workloads
+from sweep.plan import Plan
+from sweep.schema import columns_page
+from sweep.study import load_study
+
+ROOT = config_root().parent
+STUDIES = sorted((config_root() / "studies").glob("*.toml"))
+
+
+def test_columns_page_is_what_the_schema_gives() -> None:
+    assert (ROOT / "docs" / "columns.md").read_text() == columns_page(), "python -c 'from sweep.schema import columns_page; ...'"
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_shipped_study_is_valid_and_begins_with_its_question(path: Path) -> None:
+    assert path.read_text().startswith("# Question:")
+    assert Plan(load_study(path)).points()
+
+
+@pytest.mark.parametrize("name", shared_workloads())
+def test_a_shared_workload_is_valid(name: str) -> None:
+    from sweep.configs import load_workload
+
+    workload, faults = load_workload(name)
+    assert not faults
+    assert workload is not None
+
+
+def test_model_page_names_every_behaviour() -> None:
+    text = (ROOT / "docs" / "model.md").read_text()
+    assert not [b.name for b in Behaviour if f"`{b.name}`" not in text]
+
+
+def test_readme_is_short_and_its_commands_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
+
+
+def test_python_blocks_of_the_readme_run() -> None:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_nothing_names_a_machine_or_a_package_index() -> None:
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a checkout")
+    home = str(ROOT.parent) + "/"
+    for name in filter(None, tracked.stdout.split("\0")):
+        path = ROOT / name
+        if path.suffix in {".parquet", ".png"} or not path.is_file():
+            continue
+        text = path.read_text("utf-8")
+        assert home not in text or len(home) < 4, name
+        assert not re.search(r"--(extra-)?index-url|files\.pythonhosted\.org|/simple/", text) or name == "tests/test_docs.py", name
