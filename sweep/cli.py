@@ -62,7 +62,7 @@ def run(
     new_version: Annotated[bool, typer.Option("--new-version", help="a sibling directory if model or costs changed")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="name workers and seconds of compilation")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="a line per chunk: points, seconds, worker")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="plain lines, no bar")] = False,
 ) -> None:
     """Run what is missing of a study; run again to resume or to add new points."""
@@ -72,8 +72,6 @@ def run(
 
     if on_error not in ("continue", "stop"):
         raise UsageError(f"--on-error {on_error!r}: continue or stop is needed")
-    if verbose:
-        os.environ["FAULTSWEEP_VERBOSE"] = "1"
     options = RunOptions(
         executor=executor,
         address=address,
@@ -85,6 +83,7 @@ def run(
         yes=yes,
         new_version=new_version,
         quiet=quiet,
+        verbose=verbose,
         progress=not no_progress,
         command=sys.argv,
     )

@@ -47,6 +47,7 @@ class RunOptions:
     yes: bool = False
     new_version: bool = False
     quiet: bool = False
+    verbose: bool = False
     progress: bool = True
     command: Sequence[str] = ()
 
@@ -299,7 +300,8 @@ def _execute(store: Store, study: Study, left: list[PlannedPoint], options: RunO
         orderly = False
         try:
             chunks = (Chunk(points) for points in chunks_of(left, study, _chunk_seconds(left, study, pool.slots)))
-            timings = _commit_all(store, drive(pool, chunks, _stopper(stop, summary, options)), reporter, summary)
+            results = drive(pool, chunks, _stopper(stop, summary, options))
+            timings = _commit_all(store, results, reporter, summary, options.verbose)
             orderly = True
         finally:
             pool.close(now=not orderly)
@@ -334,7 +336,9 @@ def _stopper(stop: _Stop, summary: RunSummary, options: RunOptions) -> Callable[
     return stopping
 
 
-def _commit_all(store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary) -> list[tuple[str, int, str]]:
+def _commit_all(
+    store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary, verbose: bool
+) -> list[tuple[str, int, str]]:
     timings: list[tuple[str, int, str]] = []
     for result in results:
         store.commit(result.key, result.tables)
@@ -342,6 +346,9 @@ def _commit_all(store: Store, results: Iterator[ChunkResult], reporter: Reporter
         summary.failed += result.failed
         timings += [(point_id, wall, result.worker) for point_id, wall in result.wall_ns]
         reporter.advance(result.done, result.failed)
+        if verbose:
+            seconds = sum(wall for _, wall in result.wall_ns) / 1e9
+            reporter.note(f"{result.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}")
     return timings
 
 

@@ -134,6 +134,9 @@ def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path
     errors = sweep.open_dataset(tmp_path / "x").errors()
     assert set(errors["kind"]) == {"WorkloadError"}
     assert errors["message"].str.contains("repeat = true").all()
+    again = run(study_file, tmp_path / "x")
+    assert (again.done_before, again.failed) == (12, 12)
+    assert len(sweep.open_dataset(tmp_path / "x").errors()) == 12
     stopped = run(study_file, tmp_path / "y", on_error="stop")
     assert stopped.exit_status == 1
     assert stopped.left > 0

@@ -122,6 +122,14 @@ class Store:
         parts = [self._read_part(path, schema.names) for path in self.paths(table)]
         return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
 
+    def failures(self) -> pa.Table:
+        """Table `errors` as it stands: the last word on each point, and nothing on those that are done by now."""
+        table = self.read("errors")
+        done = pa.array(sorted(self.done()), pa.string())
+        table = table.filter(pc.invert(pc.is_in(table.column("point_id"), value_set=done)))
+        last = {point_id: row for row, point_id in enumerate(table.column("point_id").to_pylist())}
+        return table.take(pa.array(sorted(last.values()), pa.int64()))
+
     @staticmethod
     def _read_part(path: Path, columns: list[str]) -> pa.Table:
         try:
@@ -171,14 +179,11 @@ class Store:
         return sealed
 
     def _sorted(self, name: str) -> pa.Table:
-        table = self.read(name)
+        table = self.failures() if name == "errors" else self.read(name)
         keys = ["point_id", "step"] if name == "steps" else ["point_id"]
-        if name == "errors":
-            done = pa.array(sorted(self.done()), pa.string())
-            table = table.filter(pc.invert(pc.is_in(table.column("point_id"), value_set=done)))
         table = table.sort_by([(key, "ascending") for key in keys]).combine_chunks()
         unique = table.group_by(keys).aggregate([]).num_rows
-        if unique != table.num_rows and name != "errors":
+        if unique != table.num_rows:
             raise DatasetError(f"{self.root / name}: {table.num_rows - unique} rows stand twice; remove the commits of one run")
         return table
 
