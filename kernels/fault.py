@@ -50,6 +50,7 @@ from kernels.spec import (
 from kernels.state import Machine, record_latency
 from kernels.workload import fetch_access
 
+SPURIOUS = np.int64(Outcome.SPURIOUS)
 RETRY = np.int64(Outcome.RETRY)  # typed, so that finish_fault() is compiled once
 
 
@@ -111,6 +112,7 @@ def try_access(m: Machine, env: Env, actor: int) -> bool:
     c[Cpu.AGAIN] = 1
     m.counters[Counter.EXITS] += 1
     m.counters[Counter.PF_TAKEN] += 1
+    c[Cpu.PRESENT] = spte_allows(m, c[Cpu.GFN], 0)
     c[Cpu.EXIT_TIME] = c[Cpu.TIME]
     c[Cpu.TIME] += half_exit(env, False)
     c[Cpu.PHASE] = Phase.FAULT
@@ -121,6 +123,9 @@ def try_access(m: Machine, env: Env, actor: int) -> bool:
 def on_fault(m: Machine, env: Env, actor: int) -> bool:
     """Snapshot of the sequence, pre-check, first GUP-fast (always for write: the slot is writable)."""
     c = m.cpu[actor]
+    if c[Cpu.PRESENT] and c[Cpu.WRITE] and spte_allows(m, c[Cpu.GFN], 1):  # fast_page_fault(): another vCPU was faster
+        m.counters[Counter.PF_FAST] += 1
+        return finish_fault(m, env, actor, SPURIOUS)
     c[Cpu.SEQ] = m.vm[Vm.SEQ]
     if env.policy[Behaviour.STALE_PRECHECK] and in_flight_range(m, c[Cpu.GFN]):
         return finish_fault(m, env, actor, RETRY)
@@ -229,7 +234,7 @@ def on_map_held(m: Machine, env: Env, actor: int) -> bool:
     if is_stale(m, actor):
         c[Cpu.OUTCOME] = Outcome.RETRY
     else:
-        c[Cpu.OUTCOME] = install(m, env, c[Cpu.GFN], c[Cpu.MAP_WRITABLE])
+        c[Cpu.OUTCOME] = install(m, env, c[Cpu.GFN], c[Cpu.WRITE], c[Cpu.MAP_WRITABLE])
     c[Cpu.TIME] += env.costs[Cost.MMU_LOCK_READ_NS]
     c[Cpu.PHASE] = Phase.MAP_DONE
     return False

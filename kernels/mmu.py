@@ -28,22 +28,22 @@ def maps_2m(m: Machine, page: int) -> bool:
 
 
 @jit
-def outcome_of(env: Env, old: int, new: int) -> int:
+def outcome_of(env: Env, old: int, new: int, write: int) -> int:
     """RET_PF_* of setting a leaf over `old` (0: non-present); Spte and SptePmd agree on N, RO and RW.
 
     Equal read-only leaves compare equal. An equal writable one differs in the Dirty bit up to 6.12, so it counts as
     fixed; from 6.13 on any access that is allowed already is spurious."""
     if old == new and old == Spte.RO:
         return Outcome.SPURIOUS
-    if old >= new and env.policy[Behaviour.DUPLICATE_IS_SPURIOUS]:
+    if old > write and env.policy[Behaviour.DUPLICATE_IS_SPURIOUS]:
         return Outcome.SPURIOUS
     return Outcome.FIXED
 
 
 @jit
-def install_2m(m: Machine, env: Env, region: int, new: int) -> int:
+def install_2m(m: Machine, env: Env, region: int, new: int, write: int) -> int:
     old = np.int64(m.spte_pmd[region])
-    outcome = outcome_of(env, old, new)
+    outcome = outcome_of(env, old, new, write)
     if outcome == Outcome.FIXED:
         m.spte_pmd[region] = new
         if old == SptePmd.N:
@@ -52,12 +52,12 @@ def install_2m(m: Machine, env: Env, region: int, new: int) -> int:
 
 
 @jit
-def install_4k(m: Machine, env: Env, page: int, new: int) -> int:
+def install_4k(m: Machine, env: Env, page: int, new: int, write: int) -> int:
     region = page >> PMD_ORDER
     if m.spte_pmd[region] == SptePmd.N:
         m.spte_pmd[region] = SptePmd.T
     old = spte(m, page)
-    outcome = outcome_of(env, old, new)
+    outcome = outcome_of(env, old, new, write)
     if outcome == Outcome.FIXED:
         set_spte(m, page, new)
         if old == Spte.N:
@@ -66,12 +66,12 @@ def install_4k(m: Machine, env: Env, page: int, new: int) -> int:
 
 
 @jit
-def install(m: Machine, env: Env, page: int, writable: int) -> int:
+def install(m: Machine, env: Env, page: int, write: int, writable: int) -> int:
     """kvm_tdp_mmu_map(): returns Outcome.FIXED or SPURIOUS."""
     new = np.int64(Spte.RW if writable else Spte.RO)
     if maps_2m(m, page):
-        return install_2m(m, env, page >> PMD_ORDER, new)
-    return install_4k(m, env, page, new)
+        return install_2m(m, env, page >> PMD_ORDER, new, write)
+    return install_4k(m, env, page, new, write)
 
 
 @jit

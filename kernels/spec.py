@@ -243,6 +243,7 @@ class Cpu(IntEnum):
     WAIT_TIME = 17
     WAIT_PAGE = 18  # page whose lock it waits for, -1 for none
     FAULTED = 19  # handle_mm_fault() was entered, and counted, before that wait
+    PRESENT = 20  # a leaf was there when the access exited: PFERR_PRESENT_MASK
 
 
 class Vm(IntEnum):

@@ -95,7 +95,7 @@ def touch_list(draw: st.DrawFn, pages: int, vcpus: int) -> TouchList:
 
 @st.composite
 def step(draw: st.DrawFn, pages: int, vcpus: int, pre_fault: bool) -> Step:
-    kinds = (Touch,) * 6 + (TouchList,) * 3 + (Populate, VmmCow) + (PreFault,) * pre_fault
+    kinds = (Touch,) * 6 + (TouchList,) * 3 + (Populate, Populate, VmmCow) + (PreFault,) * pre_fault
     kind = draw(st.sampled_from(kinds))
     if kind is Touch:
         return draw(touch(pages, vcpus))

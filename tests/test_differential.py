@@ -153,3 +153,12 @@ def test_prefetch_over_a_leaf(kernel: str) -> None:
     configuration = {"kernel": kernel, "backing": "anonymous_hugetlb_2mb", "memory": PMD_BYTES, "steps": steps}
     assert reference.simulate(**configuration).steps[-1].counters["pf_fixed"] == (kernel in ("6.13", "7.3"))
     compare(configuration)
+
+
+def test_copy_by_the_vmm_is_not_prefetched() -> None:
+    """Patch 2 needs a running vCPU: what MADV_POPULATE_WRITE copies under mapped zero pages costs the guest one exit each."""
+    steps = [Touch(access=Access.READ), Populate(access=Access.WRITE), Touch()]
+    configuration = {"kernel": "6.5", "policy": "change_pte_prefetch", "backing": "anonymous", "memory": PMD_BYTES, "steps": steps}
+    expected = reference.simulate(**configuration)
+    assert (expected.counters["change_pte"], expected.counters["spte_prefetch"], expected.steps[-1].counters["pf_fixed"]) == (512, 0, 512)
+    compare(configuration)

@@ -50,11 +50,22 @@ class Dataset:
             for name in TABLES:
                 connection.register(name, self.arrow(name))
             result: Any = connection.sql(query).to_arrow_table()
-            return result
+            return _plain_integers(result)
         except duckdb.Error as error:
             raise UsageError(f"query: {str(error).splitlines()[0]}") from None
         finally:
             connection.close()
+
+
+def _plain_integers(table: pa.Table) -> pa.Table:
+    """DuckDB sums int64 into 38-digit decimals; give int64 back wherever it fits."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_decimal(field.type) and field.type.scale == 0:
+            try:
+                table = table.set_column(number, field.name, table.column(number).cast(pa.int64()))
+            except pa.ArrowInvalid:
+                continue
+    return table
 
 
 def open_dataset(path: str | Path) -> Dataset:
