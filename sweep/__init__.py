@@ -1,6 +1,8 @@
 """The driver: study, plan, executors, dataset, report. `run()` runs a study, `open_dataset()` reads its result."""
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import kernels as _kernels
 
@@ -12,8 +14,29 @@ if _FOUND != _HERE or not hasattr(_kernels, "simulate"):
         "uninstall that one, or put faultsweep's folder first on the path"
     )
 
-from sweep.dataset.read import Dataset, open_dataset  # noqa: E402
-from sweep.run import RunOptions, RunSummary, run  # noqa: E402
-from sweep.study import Study, load_study  # noqa: E402
+if TYPE_CHECKING:
+    from sweep.dataset.read import Dataset, open_dataset
+    from sweep.runner import RunOptions, RunSummary, run
+    from sweep.study import Study, load_study
+
+_WHERE = {
+    "Dataset": "sweep.dataset.read",
+    "open_dataset": "sweep.dataset.read",
+    "RunOptions": "sweep.runner",
+    "RunSummary": "sweep.runner",
+    "run": "sweep.runner",
+    "Study": "sweep.study",
+    "load_study": "sweep.study",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: a worker that only simulates needs neither pandas nor DuckDB."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sweep' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
 
 __all__ = ["Dataset", "RunOptions", "RunSummary", "Study", "load_study", "open_dataset", "run"]

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from sweep.errors import FaultsweepError, InterruptedRunError, UsageError
@@ -66,8 +64,8 @@ def run(
     no_progress: Annotated[bool, typer.Option("--no-progress", help="plain lines, no bar")] = False,
 ) -> None:
     """Run what is missing of a study; run again to resume or to add new points."""
-    from sweep.run import RunOptions
-    from sweep.run import run as run_study
+    from sweep.runner import RunOptions
+    from sweep.runner import run as run_study
     from sweep.study import load_study
 
     if on_error not in ("continue", "stop"):
@@ -173,6 +171,8 @@ def query(
 
 
 def _write_table(table: pa.Table) -> None:
+    import pandas as pd
+
     with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.width", 240):
         print(table.to_pandas().to_string(index=False))
 
@@ -188,6 +188,8 @@ def _write_csv(table: pa.Table) -> None:
 def _write_parquet(table: pa.Table) -> None:
     if sys.stdout.isatty():
         raise UsageError("--format parquet writes bytes; redirect them into a file")
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     sys.stdout.buffer.write(sink.getvalue())

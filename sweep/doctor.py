@@ -11,7 +11,7 @@ from kernels.jit import compile_cache
 from sweep.configs import shared_workloads
 from sweep.provenance import package_versions
 from sweep.quantity import human_size
-from sweep.run import available_bytes, default_workers
+from sweep.runner import available_bytes, default_workers
 
 Finding = tuple[bool, str]
 

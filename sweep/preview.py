@@ -9,7 +9,7 @@ from sweep.dataset.files import read_json
 from sweep.dataset.read import Dataset
 from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, predict_bytes, predict_seconds
 from sweep.quantity import human_size, human_time
-from sweep.run import default_workers
+from sweep.runner import default_workers
 from sweep.study import Block, load_study
 
 SHOWN_POINTS = 3

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import sweep
-from sweep.run import RunOptions
+from sweep.runner import RunOptions
 
 
 def cli(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":

@@ -14,7 +14,7 @@ import pytest
 import sweep
 from sweep.dataset.files import TEMP_PREFIX
 from sweep.errors import DatasetError, UsageError
-from sweep.run import RunOptions
+from sweep.runner import RunOptions
 from sweep.schema import POINTS, STEPS, arrow_schema
 from sweep.verify import verify
 

@@ -8,7 +8,7 @@ import pytest
 import sweep
 from sweep.configs import config_root
 from sweep.plan import Plan
-from sweep.run import RunOptions
+from sweep.runner import RunOptions
 from sweep.study import load_study
 from sweep.verify import verify
 

@@ -6,11 +6,11 @@ Token authentication is always on. Only this module imports ray.
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kernels.jit import cache_root
 from sweep.errors import EnvironmentProblemError
 from sweep.executors.base import Chunk, ChunkResult, run_chunk
 from sweep.point import Context
@@ -20,26 +20,30 @@ WAY_OUT = "use --executor local, which needs no Ray"
 
 
 def token_path() -> Path:
-    """The token file Ray uses: the user's own, or one of ours, readable by the user alone."""
+    """The token file that Ray reads: the one of RAY_AUTH_TOKEN_PATH, else Ray's default, made here with rights for the user
+    alone where it is missing (Ray itself would make it readable by all). Ray reads its place when it is imported, so it is
+    never moved."""
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    default = Path.home() / ".ray" / "auth_token"
-    if given or default.exists():
-        return Path(given) if given else default
-    path = cache_root() / "ray-token"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        return path
+    except OSError as error:
+        raise EnvironmentProblemError(f"{path}: no token file can be made ({error.strerror}); {WAY_OUT}") from None
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))
     return path
 
 
 def _environment() -> None:
-    os.environ["RAY_AUTH_MODE"] = "token"
+    if "ray" not in sys.modules:  # read once, at import; a ray.init() without it switches tokens on by itself
+        os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path())
+        token_path()
 
 
 def connect(address: str | None, workers: int) -> Any:

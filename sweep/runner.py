@@ -274,16 +274,15 @@ def available_bytes() -> int:
 
 
 def warm_up(reporter: Reporter) -> float:
-    """Compile the kernels for this machine, once per version, before workers start; returns seconds."""
+    """Compile the kernels for this machine, once per version, before workers start; returns seconds (0: they were there)."""
     cache = compile_cache()
-    fresh = cache is None or not any(cache.rglob("*.nbi"))
-    if fresh:
-        reporter.note("compiling the kernels for this machine (once per version) ...")
+    if cache is not None and any(cache.rglob("*.nbi")):
+        return 0.0
+    reporter.note("compiling the kernels for this machine (once per version) ...")
     start = time.monotonic()
     compile_kernels()
     seconds = time.monotonic() - start
-    if fresh:
-        reporter.note(f"compiled in {seconds:.1f} s")
+    reporter.note(f"compiled in {seconds:.1f} s")
     return seconds
 
 
