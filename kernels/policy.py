@@ -52,6 +52,7 @@ class Version(NamedTuple):
 
 OLDEST = Version(5, 15)
 NEWEST = Version(7, 3)
+MAX_VERSION_LENGTH = 8
 LAST_MINOR = {5: 19, 6: 19, 7: 3}  # the last release of each major version
 
 
@@ -105,12 +106,12 @@ class PolicyError(ValueError):
 def parse_kernel(text: str) -> Version:
     """'6.12' -> Version(6, 12). Raises UnknownKernelError."""
     parts = text.split(".")
-    if len(parts) == 2 and all(p.isascii() and p.isdigit() and str(int(p)) == p for p in parts):
+    if len(parts) == 2 and len(text) <= MAX_VERSION_LENGTH and all(p.isascii() and p.isdigit() and str(int(p)) == p for p in parts):
         version = Version(int(parts[0]), int(parts[1]))
         if OLDEST <= version <= NEWEST and version.minor <= LAST_MINOR[version.major]:
             return version
     raise UnknownKernelError(
-        f"kernel {text!r} is no mainline release from {OLDEST} to {NEWEST} (written like '6.12', without -rc or patch level)"
+        f"kernel {text[:40]!r} is no mainline release from {OLDEST} to {NEWEST} (written like '6.12', without -rc or patch level)"
     )
 
 

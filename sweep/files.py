@@ -47,6 +47,8 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
         raise StudyError([_toml_fault(path, text, str(error))]) from None
     except RecursionError:
         raise StudyError([Fault(str(path), "", "is nested too deeply; a study needs three levels")]) from None
+    except ValueError as error:  # a number of thousands of digits
+        raise StudyError([Fault(str(path), "", f"no valid TOML: {str(error).split(':')[0]}; shorten the number")]) from None
 
 
 def _toml_fault(path: Path, text: str, message: str) -> Fault:
@@ -114,10 +116,14 @@ def pydantic_fault(path: Path | str, text: str, prefix: Location, error: ErrorDe
         what = "is missing"
     else:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        what = message if repr(given) in message else f"{_short(given)}: {message}"
+        what = message if repr(given) in message else f"{short(given)}: {message}"
     return Fault(where_is(path, text, location), field, what)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def short(value: object) -> str:
+    """A value for a message: its repr, cut to 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer too long to print
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

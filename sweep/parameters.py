@@ -6,7 +6,7 @@ Names are those of the contract; sizes are bytes inside the program and written 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
 from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, Prealloc
@@ -14,6 +14,29 @@ from sweep.quantity import format_size, parse_size
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 Size = Annotated[int, BeforeValidator(lambda v: v if type(v) is int and v == 0 else parse_size(v))]
+
+
+def _page_multiple(size: int) -> int:
+    if PAGE_BYTES <= size <= MAX_MEMORY_BYTES and size % PAGE_BYTES == 0:
+        return size
+    low = min(MAX_MEMORY_BYTES, max(PAGE_BYTES, size // PAGE_BYTES * PAGE_BYTES))
+    high = min(MAX_MEMORY_BYTES, low + PAGE_BYTES)
+    nearest = format_size(low) if low == high else f"{format_size(low)}, {format_size(high)}"
+    raise ValueError(f"{format_size(size)} ({size} bytes): a multiple of 4KiB from 4KiB to 16TiB is needed; nearest: {nearest}")
+
+
+def _only(value: object, shown: str) -> AfterValidator:
+    """A parameter that this version models at one value only."""
+
+    def check(given: object) -> object:
+        if given != value:
+            raise ValueError(f"this version models {shown} only; take it out, or say {shown}")
+        return given
+
+    return AfterValidator(check)
+
+
+Memory = Annotated[Size, AfterValidator(_page_multiple)]
 Count = Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)]
 
 
@@ -37,22 +60,26 @@ class Point(BaseModel):
     policy: Literal["mainline", "change_pte_prefetch", "no_change_pte", "always_writable", "huge_zero_thp", "huge_zero_split"] = Field(
         "mainline", description="a proposal on top of that kernel"
     )
-    mmu: Literal["tdp"] = Field("tdp", description="KVM's MMU; this version models the TDP MMU")
+    mmu: Annotated[Literal["tdp", "legacy", "shadow"], _only("tdp", "tdp")] = Field(
+        "tdp", description="KVM's MMU; this version models the TDP MMU"
+    )
     vcpus: Count = Field(1, description="vCPUs of the guest")
-    memory: Size = Field(1 << 30, description="bytes of the data memslot")
+    memory: Memory = Field(1 << 30, description="bytes of the data memslot")
     backing: Literal["anonymous", "anonymous_thp", "anonymous_hugetlb_2mb", "shmem"] = Field(
         "anonymous", description="memory behind the slot, names of the KVM selftests"
     )
     thp_enabled: Literal["always", "madvise", "never"] = Field("madvise", description="transparent_hugepage/enabled of the host")
     use_zero_page: Annotated[bool, Field(strict=True)] = Field(True, description="the huge zero page; the 4K one is not affected")
-    thp_failure: Annotated[float, Field(ge=0, le=0)] = Field(0.0, description="chance that a 2M allocation fails; this version: 0")
-    offset: Size = Field(0, le=0, description="host minus guest address modulo 1GiB; this version: 0")
-    guest_page: Annotated[Size, Field(ge=PMD_BYTES, le=PMD_BYTES)] = Field(
+    thp_failure: Annotated[float, _only(0.0, "0")] = Field(0.0, description="chance that a 2M allocation fails; this version: 0")
+    offset: Annotated[Size, _only(0, "0")] = Field(0, description="host minus guest address modulo 1GiB; this version: 0")
+    guest_page: Annotated[Size, _only(PMD_BYTES, "2MiB")] = Field(
         PMD_BYTES, description="page size of the guest's tables; without effect on the TDP MMU; this version: 2MiB"
     )
-    nx_huge_pages: Literal[False] = Field(False, description="iTLB multihit mitigation; this version: false")
+    nx_huge_pages: Annotated[bool, Field(strict=True), _only(False, "false")] = Field(
+        False, description="iTLB multihit mitigation; this version: false"
+    )
     eager_page_split: Annotated[bool, Field(strict=True)] = Field(True, description="matters with dirty logging only")
-    khugepaged: Literal[False] = Field(False, description="khugepaged; this version: false")
+    khugepaged: Annotated[Any, _only(False, "false")] = Field(False, description="khugepaged; this version: false")
     prealloc: Literal["none", "populate", "pre_fault", "populate+pre_fault"] = Field(
         "none", description="what the VMM does before the guest starts"
     )
@@ -87,17 +114,6 @@ COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_byte
 PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)
 
 
-def _check_memory(p: Point) -> str:
-    if PAGE_BYTES <= p.memory <= MAX_MEMORY_BYTES and p.memory % PAGE_BYTES == 0:
-        return ""
-    low = min(MAX_MEMORY_BYTES, max(PAGE_BYTES, p.memory // PAGE_BYTES * PAGE_BYTES))
-    high = min(MAX_MEMORY_BYTES, low + PAGE_BYTES)
-    return (
-        f"memory = {format_size(p.memory)} ({p.memory} bytes): a multiple of 4KiB from 4KiB to 16TiB is needed; "
-        f"nearest: {format_size(low)}, {format_size(high)}"
-    )
-
-
 def _check_hugetlb(p: Point) -> str:
     if p.backing == "anonymous_hugetlb_2mb" and p.memory % PMD_BYTES:
         return f"memory = {format_size(p.memory)} is no multiple of backing {p.backing}'s page, {format_size(PMD_BYTES)}"
@@ -125,4 +141,4 @@ def _check_cores(p: Point) -> str:
     return ""
 
 
-CHECKS = (_check_memory, _check_hugetlb, _check_policy, _check_pre_fault, _check_cores)
+CHECKS = (_check_hugetlb, _check_policy, _check_pre_fault, _check_cores)

@@ -59,7 +59,9 @@ class Plan:
         self.study = study
         self.upper = sum(block.size() for block in study.blocks) * study.replicates
         if self.upper > MAX_POINTS:
-            raise StudyError([Fault("", "block", f"{self.upper:,} points; at most {MAX_POINTS:,} are taken; split the study")])
+            raise StudyError(
+                [Fault(study.where("block"), "block", f"{self.upper:,} points; at most {MAX_POINTS:,} are taken; split the study")]
+            )
         self._points: list[PlannedPoint] | None = None
 
     def points(self) -> list[PlannedPoint]:
@@ -67,7 +69,7 @@ class Plan:
         if self._points is None:
             self._points = list(self._unique())
             if not self._points:
-                raise StudyError([Fault("", "where", "keeps no point; loosen it")])
+                raise StudyError([Fault(self.study.where("block", 0, "where"), "where", "keeps no point; loosen it")])
         return self._points
 
     def _unique(self) -> Iterator[PlannedPoint]:
@@ -95,7 +97,8 @@ class Plan:
             for text in problems:
                 if text not in reasons:
                     reasons.add(text)
-                    faults.append(Fault("", f"block.{number}", f"{text}; change the value, or leave such points out with where"))
+                    at = self.study.where("block", number)
+                    faults.append(Fault(at, f"block.{number}", f"{text}; change the value, or leave such points out with where"))
             if not problems:
                 yield point
 
@@ -104,7 +107,7 @@ class Plan:
         try:
             return block.where is None or block.where(full)
         except WhereError as error:
-            raise StudyError([Fault("", f"block.{number}.where", str(error))]) from None
+            raise StudyError([Fault(self.study.where("block", number, "where"), f"block.{number}.where", str(error))]) from None
 
 
 def block_values(block: Block, index: int) -> dict[str, Any]:

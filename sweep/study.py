@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sweep.configs import CostFile, Workload, digest_of, load_costs, load_workload, parse_workload, shared_workloads
 from sweep.errors import Fault, StudyError
-from sweep.files import Location, nearest, pydantic_fault, read_toml, where_is
+from sweep.files import Location, nearest, pydantic_fault, read_toml, short, where_is
 from sweep.parameters import NAME_PATTERN, PARAMETERS, Point
 from sweep.where import Where, WhereError
 
@@ -57,8 +57,12 @@ class Study:
     workloads: Mapping[str, Workload]
     costs: Mapping[str, CostFile]
     text: str
+    path: str = ""
     notes: tuple[str, ...] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def where(self, *location: int | str) -> str:
+        """'file:line' of a key, for messages."""
+        return where_is(self.path, self.text, location)
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same study: name, seed, and the digests of workloads and costs. Axes may grow."""
@@ -132,6 +136,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         workloads=workloads,
         costs=costs,
         text=text,
+        path=str(path),
         notes=tuple(reader.notes),
     )
 
@@ -213,7 +218,7 @@ def _read_head(reader: _Reader) -> dict[str, Any]:
 def _number(reader: _Reader, table: Mapping[str, Any], key: str, default: int, high: int, low: int = 0) -> int:
     value = table.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        reader.fault(("study", key), f"{value!r}: an integer from {low} to {high} is needed")
+        reader.fault(("study", key), f"{short(value)}: an integer from {low} to {high} is needed")
         return default
     return value
 
@@ -350,7 +355,8 @@ def _read_costs(reader: _Reader, blocks: Sequence[Block]) -> dict[str, CostFile]
             found[name] = load_costs(name, reader.path.parent)
             reader.notes += found[name].notes
         except StudyError as error:
-            reader.faults += error.faults
+            at = where_is(reader.path, reader.text, ("point", "costs"))
+            reader.faults += [fault if fault.where else Fault(at, fault.field, fault.text) for fault in error.faults]
     return found
 
 
