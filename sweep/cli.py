@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
+from typer.exceptions import TyperException
 
 from sweep.errors import FaultsweepError, InterruptedRunError, UsageError
 from sweep.quantity import human_time
@@ -225,13 +226,21 @@ def doctor(as_json: AsJson = False) -> None:
 def main() -> None:
     """Entry of the command: errors become one line and their exit status."""
     try:
-        app(standalone_mode=True)
+        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
+        raise SystemExit(status if isinstance(status, int) else 0)
+    except TyperException as error:
+        message = " ".join(str(getattr(error, "format_message", error.__str__)()).split())
+        print(f"{message} (faultsweep --help tells more)", file=sys.stderr)
+        raise SystemExit(2) from None
     except InterruptedRunError as error:
         print(f"interrupted: {error}; run the same command again to go on", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
     except FaultsweepError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
