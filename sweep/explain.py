@@ -7,7 +7,8 @@ from kernels.spec import HostPmd, HostPte, Phase, Spte, SptePmd, Trace
 from sweep.errors import UsageError
 from sweep.plan import Plan, PlannedPoint
 from sweep.point import Context, simulate_point
-from sweep.study import Study, load_study
+from sweep.record import read_study
+from sweep.study import Study
 
 WORDS = {
     Phase.TOUCH: "guest access",
@@ -32,7 +33,7 @@ WORDS = {
 
 def find_point(root: Path, prefix: str) -> tuple[Study, PlannedPoint]:
     """The point of a dataset whose id starts so. Raises UsageError if none or several do."""
-    study = load_study(root / "study.toml")
+    study = read_study(root)
     found = [p for p in Plan(study).points() if p.point_id.startswith(prefix.lower())]
     if len(found) != 1:
         raise UsageError(f"point {prefix!r}: {len(found)} points of {root} start so; give more of the id")

@@ -20,9 +20,9 @@ MAX_SHOWN_FAULTS = 12
 # Seconds of one core, measured on the machine the figures of the README come from; used for predictions only.
 POINT_SECONDS = 1.5e-3
 LONE_ACCESS_SECONDS = 1.5e-8
-SHARED_ACCESS_SECONDS = 2.5e-7
+SHARED_ACCESS_SECONDS = 1.6e-7
 STATE_BYTE_SECONDS = 2e-10
-BYTES_PER_POINT = 700
+BYTES_PER_POINT = 200
 
 
 @dataclass(frozen=True)

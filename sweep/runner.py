@@ -25,8 +25,9 @@ from sweep.point import Context, compile_kernels
 from sweep.progress import Bar, Plain, Quiet, Reporter, on_terminal
 from sweep.provenance import provenance
 from sweep.quantity import human_size, human_time
+from sweep.record import study_record
 from sweep.schema import SCHEMA_VERSION
-from sweep.study import Study, load_study, study_digest
+from sweep.study import Study, load_study
 
 CHUNK_SECONDS = 1.0
 DRAIN_SECONDS = 10.0
@@ -174,20 +175,6 @@ def select(points: list[PlannedPoint], options: RunOptions) -> list[PlannedPoint
         raise UsageError(f"--shard {index}/{count}: i/n with 0 <= i < n is needed")
     chosen = points[index::count]
     return chosen if options.limit is None else chosen[: options.limit]
-
-
-def study_record(study: Study) -> dict[str, Any]:
-    """Content of study.json: the study as understood, and the digests that must not change under a dataset."""
-    identity = study.identity()
-    return {
-        **identity,
-        "title": study.title,
-        "replicates": study.replicates,
-        "model_digest": model_digest(),
-        "schema_version": SCHEMA_VERSION,
-        "digest": study_digest(study),
-        "points": len(Plan(study).points()),
-    }
 
 
 def check_same_study(store: Store, study: Study) -> None:

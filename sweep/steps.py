@@ -58,8 +58,6 @@ class TouchStep(_Step):
         for field, access in (("window", "pairs"), ("write_percent", "mixed")):
             if field in self.model_fields_set and self.access != access:
                 raise ValueError(f"{field} needs access = {access!r}")
-        if self.touches is not None and not (self.repeat or self.order == "zipf") and not self.every:
-            raise ValueError("touches beyond one per page need repeat = true")
         return self
 
 

@@ -1,6 +1,7 @@
 """Study files: parse, check everything, report every fault at once."""
 
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,6 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def _apply_overrides(reader: _Reader, overrides: Sequence[str]) -> None:
     """`--set study.seed=3`, `--set vcpus=4`: a bare parameter means point.*, and takes an axis of that name away."""
-    import tomllib
-
     for override in overrides:
         key, equals, value = override.partition("=")
         try:

@@ -6,8 +6,8 @@ from pathlib import Path
 from sweep.dataset.read import Dataset
 from sweep.plan import Plan
 from sweep.point import Context, point_row, simulate_point, step_row
+from sweep.record import read_study
 from sweep.schema import TABLES, to_table
-from sweep.study import load_study
 
 
 @dataclass
@@ -26,7 +26,7 @@ def verify(root: Path, recompute: int = 0) -> Verdict:
     if verdict.wrong:
         return verdict
     tables = {name: dataset.arrow(name) for name in TABLES}
-    plan = Plan(load_study(root / "study.toml"))
+    plan = Plan(read_study(root))
     planned = {p.point_id: p for p in plan.points()}
     have = tables["points"].column("point_id").to_pylist()
     verdict.points = len(have)

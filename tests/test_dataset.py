@@ -178,6 +178,22 @@ def test_verify_finds_a_value_that_the_model_does_not_give(study_file: Path, tmp
     assert any("differs from what the model gives" in line for line in verify(out, recompute=1).wrong)
 
 
+def test_a_dataset_makes_its_points_again_without_the_files_it_came_from(study_file: Path, tmp_path: Path) -> None:
+    """Included files, overrides and touch lists: study.json holds the study as understood."""
+    (tmp_path / "base.toml").write_text(study_file.read_text())
+    (tmp_path / "list.csv").write_text("vcpu,gfn,write\n0,5,1\n0,6,0\n")
+    top = tmp_path / "top.toml"
+    listed = '[workload.mixed]\nsteps = [{ op = "touch_list", path = "list.csv" }]\n'
+    top.write_text(f'include = ["base.toml"]\n[study]\nname = "top"\n{listed}')
+    study = sweep.load_study(top, ["vcpus=2", "study.replicates=1"])
+    sweep.run(study, tmp_path / "x", QUIET)
+    for path in (top, tmp_path / "base.toml"):
+        path.unlink()
+    verdict = verify(tmp_path / "x", recompute=6)
+    assert (verdict.wrong, verdict.points, verdict.recomputed) == ([], 6, 6)
+    assert set(sweep.open_dataset(tmp_path / "x").points()["touches"]) == {2}
+
+
 def test_leftovers_of_a_dead_run_do_not_count(study_file: Path, tmp_path: Path, reference: Path) -> None:
     out = tmp_path / "x"
     run(study_file, out, limit=5)

@@ -104,7 +104,7 @@ def build_report(root: Path) -> Report:
     sealed = dataset.store.sealed() or {}
     digests: dict[str, str] = {"model_digest": str(record["model_digest"])}
     digests |= {key: str(sealed[key]) for key in ("root_digest", "content_digest") if key in sealed}
-    report = Report(record["title"] or record["name"], root / "report" / "index.html", tables, claims, digests)
+    report = Report(record["study"]["title"] or record["name"], root / "report" / "index.html", tables, claims, digests)
     publish(report.path, page(report).encode())
     return report
 
