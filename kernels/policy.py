@@ -5,6 +5,7 @@ a proposal is one row of PROPOSALS. New behaviour is one column of Behaviour and
 The row reaches the jitted code as an int64 vector, so that one compiled kernel serves all policies.
 """
 
+import re
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
@@ -112,7 +113,17 @@ def parse_kernel(text: str) -> Version:
             return version
     raise UnknownKernelError(
         f"kernel {text[:40]!r} is no mainline release from {OLDEST} to {NEWEST} (written like '6.12', without -rc or patch level)"
+        f"{_nearest_release(text)}"
     )
+
+
+def _nearest_release(text: str) -> str:
+    """'; did you mean '6.19'?' for a version that is merely out of range."""
+    match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", text, re.ASCII)
+    if match is None:
+        return ""
+    wanted = min(max(Version(int(match[1]), int(match[2])), OLDEST), NEWEST)
+    return f"; did you mean '{Version(wanted.major, min(wanted.minor, LAST_MINOR[wanted.major]))}'?"
 
 
 def regime(kernel: str, table: tuple[Regime, ...] = REGIMES) -> dict[Behaviour, int]:

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,16 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
+    print(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.command()
@@ -53,7 +64,7 @@ def run(
     address: Annotated[str | None, typer.Option(help="address of a Ray cluster")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
     overrides: Overrides = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="only the first N points")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N points")] = None,
     shard: Annotated[str, typer.Option(help="i/n: every n-th point, from the i-th")] = "0/1",
     on_error: Annotated[str, typer.Option(help="continue or stop")] = "continue",
     max_failures: Annotated[int | None, typer.Option(min=0, help="stop after so many failed points")] = None,
@@ -92,7 +103,7 @@ def run(
     if as_json:
         _print_json({**summary.__dict__, "left": summary.left, "exit_status": summary.exit_status})
     elif not quiet:
-        _print_summary(summary, study)
+        _print_summary(summary)
     raise typer.Exit(summary.exit_status)
 
 
@@ -103,7 +114,7 @@ def _shard(text: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _print_summary(summary: Any, study: Path) -> None:
+def _print_summary(summary: Any) -> None:
     if summary.done_before == summary.total:
         print(f"{summary.study}: all {summary.total} points are done already; nothing to do ({summary.out})")
     else:
@@ -111,7 +122,9 @@ def _print_summary(summary: Any, study: Path) -> None:
         left = f", {summary.left} left" if summary.left else ""
         print(f"{summary.study}: {summary.done} points in {human_time(summary.seconds)}{failed}{left}, {summary.done_before} done before")
     if summary.left or summary.failed:
-        print(f"go on: faultsweep run {study} --out {summary.out}")
+        given = sys.argv[1:]
+        out = [] if any(word == "--out" or word.startswith("--out=") for word in given) else ["--out", str(summary.out)]
+        print(f"go on: faultsweep {shlex.join([*given, *out])}")
     elif summary.sealed:
         print(f"sealed {summary.sealed['root_digest'][:16]}; next: faultsweep report {summary.out}")
 
@@ -244,6 +257,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{error.filename or 'standard output'}: {error.strerror}; free space, or change rights or place", file=sys.stderr)
+        raise SystemExit(5) from None
 
 
 if __name__ == "__main__":

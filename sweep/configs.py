@@ -3,18 +3,20 @@
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from kernels.cost import MAX_COST_NS, Cost
 from sweep.errors import Fault, StudyError
-from sweep.files import Location, nearest, pydantic_fault, read_toml, where_is
-from sweep.steps import STEP, STEP_CLASSES
+from sweep.files import nearest, pydantic_fault, read_toml
+from sweep.locate import Location, Source, where_is
+from sweep.steps import LATER_OPS, STEP, STEP_CLASSES
 
 COST_NAMES = {cost.name.lower(): cost for cost in Cost}
 
@@ -59,57 +61,76 @@ class CostFile:
         return CostFile(f"{self.name}@{text}", {**self.values, cost: number}, self.ranges, self.guessed, self.notes)
 
 
-@lru_cache(maxsize=256)
 def load_costs(text: str, folder: Path) -> CostFile:
-    """'default', a path, or either with '@parameter=low'. Raises StudyError."""
-    base, _, moved = text.partition("@")
+    """'default', a path, or either with '@parameter=low'. Raises StudyError; a fault of the name itself has no place."""
+    base, moves, moved = text.partition("@")
     path = Path(base) if base.endswith(".toml") else config_root() / "costs" / f"{base}.toml"
     if base.endswith(".toml") and not path.is_absolute():
         path = folder / path
     elif not base.endswith(".toml") and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", base):
         raise StudyError([Fault("", "costs", f"{base!r} is neither the name of a cost file nor the path of a .toml file")])
-    file = _read_costs(base.removesuffix(".toml") if "/" not in base else Path(base).stem, path)
-    if not moved:
+    try:
+        stamp = path.stat()
+    except (OSError, ValueError) as error:
+        known = "" if base.endswith(".toml") else "; " + nearest(base, [p.stem for p in (config_root() / "costs").glob("*.toml")])
+        raise StudyError([Fault("", "costs", f"{base}: {getattr(error, 'strerror', error)}{known}")]) from None
+    file = _read_costs(base.removesuffix(".toml") if "/" not in base else Path(base).stem, path, stamp.st_mtime_ns, stamp.st_size)
+    if not moves:
         return file
     try:
         return file.variant(moved)
     except ValueError as error:
-        raise StudyError([Fault(str(path), "costs", str(error))]) from None
+        raise StudyError([Fault("", "costs", f"{text}: {error}")]) from None
 
 
-def _read_costs(name: str, path: Path) -> CostFile:
+@lru_cache(maxsize=64)
+def _read_costs(name: str, path: Path, _mtime_ns: int, _size: int) -> CostFile:
     content, text = read_toml(path)
     faults: list[Fault] = []
-    notes: list[str] = []
-    values: dict[Cost, int] = {}
-    ranges: dict[Cost, tuple[int, int]] = {}
-    guessed: set[Cost] = set()
-    costs = content.get("cost", {})
+    found = _Costs({}, {}, set(), [])
     for key in set(content) - {"about", "cost"}:
-        faults.append(Fault(where_is(path, text, (key,)), key, f"unknown table; {nearest(key, ('about', 'cost'))}"))
-    for key, entry in costs.items() if isinstance(costs, dict) else ():
-        if key not in COST_NAMES:
-            unit = f"; {key}_ns is meant? a unit is part of the name" if f"{key}_ns" in COST_NAMES else f"; {nearest(key, COST_NAMES)}"
-            faults.append(Fault(where_is(path, text, ("cost", key)), f"cost.{key}", f"unknown cost{unit}"))
-            continue
-        fault, triple = _cost_entry(entry)
+        faults.append(Fault(where_is([(path, text)], (key,)), key, f"unknown table; {nearest(key, ('about', 'cost'))}"))
+    costs = content.get("cost", {})
+    if not isinstance(costs, dict):
+        raise StudyError([Fault(where_is([(path, text)], ("cost",)), "cost", "must be a table of costs, [cost.NAME]")])
+    for key, entry in costs.items():
+        fault = _add_cost(found, path, key, entry)
         if fault:
-            faults.append(Fault(where_is(path, text, ("cost", key)), f"cost.{key}", fault))
-            continue
-        value, low, high = triple
-        values[COST_NAMES[key]], ranges[COST_NAMES[key]] = value, (low, high)
-        if entry.get("basis") == "guess":
-            guessed.add(COST_NAMES[key])
-        if value == 0:
-            notes.append(f"{path}: cost.{key} is 0")
-        elif not low <= value <= high:
-            notes.append(f"{path}: cost.{key} = {value} lies outside its range {low} ... {high}")
-    missing = [key for key, cost in COST_NAMES.items() if cost not in values and key not in costs]
-    if missing:
+            faults.append(Fault(where_is([(path, text)], ("cost", key)), f"cost.{key}", fault))
+    missing = [key for key, cost in COST_NAMES.items() if cost not in found.values and key not in costs]
+    if missing and not faults:
         faults.append(Fault(str(path), "cost", f"lacks {', '.join(missing)}"))
     if faults:
         raise StudyError(faults)
-    return CostFile(name, {c: values[c] for c in Cost}, {c: ranges[c] for c in Cost}, frozenset(guessed), tuple(notes))
+    values = {cost: found.values[cost] for cost in Cost}
+    ranges = {cost: found.ranges[cost] for cost in Cost}
+    return CostFile(name, values, ranges, frozenset(found.guessed), tuple(found.notes))
+
+
+class _Costs(NamedTuple):
+    values: dict[Cost, int]
+    ranges: dict[Cost, tuple[int, int]]
+    guessed: set[Cost]
+    notes: list[str]
+
+
+def _add_cost(found: _Costs, path: Path, key: str, entry: Any) -> str:
+    """Take one entry of a cost file; returns what is wrong with it, or ''."""
+    if key not in COST_NAMES:
+        unit = f"{key}_ns is meant? a unit is part of the name" if f"{key}_ns" in COST_NAMES else nearest(key, COST_NAMES)
+        return f"unknown cost; {unit}"
+    fault, (value, low, high) = _cost_entry(entry)
+    if fault:
+        return fault
+    cost = COST_NAMES[key]
+    found.values[cost], found.ranges[cost] = value, (low, high)
+    if entry.get("basis") == "guess":
+        found.guessed.add(cost)
+    if value == 0:
+        found.notes.append(f"{path}: cost.{key} is 0")
+    elif not low <= value <= high:
+        found.notes.append(f"{path}: cost.{key} = {value} lies outside its range {low} ... {high}")
+    return ""
 
 
 def _cost_entry(entry: Any) -> tuple[str, tuple[int, int, int]]:
@@ -120,7 +141,13 @@ def _cost_entry(entry: Any) -> tuple[str, tuple[int, int, int]]:
     unknown = set(entry) - {"value", "range", "basis", "source"}
     if unknown:
         return f"unknown key {min(unknown)!r}; {nearest(min(unknown), ('value', 'range', 'basis', 'source'))}", none
-    numbers = [entry["value"], *entry.get("range", [entry["value"], entry["value"]])]
+    spread = entry.get("range", [entry["value"], entry["value"]])
+    if not isinstance(spread, list):
+        return f"range must be [low, high], got {spread!r}", none
+    for name in ("basis", "source"):
+        if not isinstance(entry.get(name, ""), str):
+            return f"{name} must be text, got {entry[name]!r}", none
+    numbers = [entry["value"], *spread]
     if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MAX_COST_NS for n in numbers):
         return f"value and range must be whole ns from 0 to {MAX_COST_NS}, got {numbers}", none
     if numbers[1] > numbers[2]:
@@ -149,20 +176,22 @@ class Workload:
 
 def _file_digest(path: Path) -> str:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StudyError([Fault("", "touch_list", f"{path} is no regular file, and cannot be read")])
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StudyError([Fault(str(path), "touch_list", f"cannot be read: {error.strerror}")]) from None
+    except (OSError, ValueError) as error:
+        raise StudyError([Fault("", "touch_list", f"{path} cannot be read: {getattr(error, 'strerror', error)}")]) from None
 
 
-def parse_workload(name: str, table: Any, path: Path, text: str, location: Location) -> tuple[Workload | None, list[Fault]]:
+def parse_workload(name: str, table: Any, sources: Sequence[Source], location: Location) -> tuple[Workload | None, list[Fault]]:
     """Check `steps` of a workload's table; faults carry the file's lines."""
-    where = where_is(path, text, location)
+    where = where_is(sources, location)
     label = ".".join(str(part) for part in location)
     if not isinstance(table, dict):
         return None, [Fault(where, label, "must be a table with steps")]
     faults = [
-        Fault(where_is(path, text, (*location, key)), f"{label}.{key}".lstrip("."), f"unknown key; {nearest(key, ('steps', 'about'))}")
+        Fault(where_is(sources, (*location, key)), f"{label}.{key}".lstrip("."), f"unknown key; {nearest(key, ('steps', 'about'))}")
         for key in set(table) - {"steps", "about"}
     ]
     steps = table.get("steps")
@@ -173,26 +202,29 @@ def parse_workload(name: str, table: Any, path: Path, text: str, location: Locat
         try:
             specs.append(STEP.validate_python(step))
         except ValidationError as error:
-            faults += [_step_fault(path, text, (*location, "steps", number), step, detail) for detail in error.errors()]
-    return Workload(name, tuple(specs), path.parent), faults
+            faults += [_step_fault(sources, (*location, "steps", number), step, detail) for detail in error.errors()]
+    return Workload(name, tuple(specs), Path(sources[0][0]).parent), faults
 
 
-def _step_fault(path: Path, text: str, location: Location, step: Any, detail: Any) -> Fault:
+def _step_fault(sources: Sequence[Source], location: Location, step: Any, detail: Any) -> Fault:
     op = step.get("op") if isinstance(step, dict) else None
+    label = ".".join(map(str, location))
+    if not isinstance(step, dict):
+        return Fault(where_is(sources, location), label, f"{step!r} is no step; a table with op is needed")
+    if op in LATER_OPS:
+        return Fault(where_is(sources, location), label, f"op = {op!r} is not modelled by this version")
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return Fault(
-            where_is(path, text, location), ".".join(map(str, location)), f"op = {op!r} is unknown; {nearest(str(op), STEP_CLASSES)}"
-        )
+        return Fault(where_is(sources, location), label, f"op = {op!r} is unknown; {nearest(str(op), STEP_CLASSES)}")
     detail["loc"] = tuple(part for part in detail["loc"] if part not in STEP_CLASSES)
     known = STEP_CLASSES[op].model_fields if op in STEP_CLASSES else ()
-    return pydantic_fault(path, text, location, detail, known)
+    return pydantic_fault(sources, location, detail, known)
 
 
 def load_workload(name: str) -> tuple[Workload | None, list[Fault]]:
     """A shared workload of configs/workloads."""
     path = config_root() / "workloads" / f"{name}.toml"
     content, text = read_toml(path)
-    return parse_workload(name, content, path, text, ())
+    return parse_workload(name, content, [(path, text)], ())
 
 
 def shared_workloads() -> Sequence[str]:

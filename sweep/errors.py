@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_SHOWN_FAULTS = 40
+
 
 class FaultsweepError(Exception):
     """Base of all errors that are shown to the user as one line, without a traceback."""
 
     exit_status = 2
+
+
+def printable(text: str, limit: int) -> str:
+    """Text from a file on one line of a terminal: control characters escaped, cut in the middle if it is long."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= limit else f"{shown[: limit // 2]} ... {shown[-limit // 2 + 5 :]}"
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,8 @@ class Fault:
     text: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.where, self.field, self.text) if part)
+        parts = (printable(self.where, 300), printable(self.field, 80), printable(self.text, 420))
+        return ": ".join(part for part in parts if part)
 
 
 class StudyError(FaultsweepError):
@@ -28,8 +37,11 @@ class StudyError(FaultsweepError):
     exit_status = 2
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__("\n".join(str(fault) for fault in faults))
-        self.faults = tuple(faults)
+        self.faults = tuple(dict.fromkeys(faults))
+        lines = [str(fault) for fault in self.faults[:MAX_SHOWN_FAULTS]]
+        if len(self.faults) > MAX_SHOWN_FAULTS:
+            lines.append(f"... and {len(self.faults) - MAX_SHOWN_FAULTS} more")
+        super().__init__("\n".join(lines))
 
 
 class UsageError(FaultsweepError):
@@ -56,7 +68,7 @@ class EnvironmentProblemError(FaultsweepError):
     exit_status = 5
 
 
-class InterruptedRunError(FaultsweepError):
+class InterruptedRunError(BaseException):  # no Exception: nothing on the way up may take it for a failed point
     """Stopped by a signal; what is done is committed."""
 
     def __init__(self, signal_number: int, text: str) -> None:

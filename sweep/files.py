@@ -12,9 +12,10 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from sweep.errors import Fault, StudyError
+from sweep.locate import Location, Source, where_is
 
 MAX_TOML_BYTES = 1 << 20
-Location = tuple[int | str, ...]
+MAX_DOTS = 64
 
 
 def read_bytes(path: Path, limit: int = MAX_TOML_BYTES) -> bytes:
@@ -34,30 +35,36 @@ def read_bytes(path: Path, limit: int = MAX_TOML_BYTES) -> bytes:
 
 def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     """Parsed content and text. Raises StudyError for what is no UTF-8 or no TOML."""
-    if path.suffix in {".yaml", ".yml", ".json"}:
+    if path.suffix.lower() in {".yaml", ".yml", ".json"}:
         raise StudyError([Fault(str(path), "", "TOML only; write the study as a .toml file")])
     raw = read_bytes(path)
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise StudyError([Fault(str(path), "", f"byte {error.start} is no UTF-8; save the file as UTF-8")]) from None
+    deep = next((i for i, row in enumerate(text.splitlines(), 1) if row.split("=")[0].count(".") > MAX_DOTS), None)
+    if deep is not None:  # a key of thousands of dots takes tomllib all memory there is
+        raise StudyError([Fault(f"{path}:{deep}", "", f"a key of more than {MAX_DOTS} dots; no study needs it")])
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
         raise StudyError([_toml_fault(path, text, str(error))]) from None
     except RecursionError:
         raise StudyError([Fault(str(path), "", "is nested too deeply; a study needs three levels")]) from None
-    except ValueError as error:  # a number of thousands of digits
-        raise StudyError([Fault(str(path), "", f"no valid TOML: {str(error).split(':')[0]}; shorten the number")]) from None
+    except ValueError:  # more digits than Python converts
+        line = next((i for i, row in enumerate(text.splitlines(), 1) if re.search(r"[0-9_]{4000}", row)), 1)
+        raise StudyError([Fault(f"{path}:{line}", "", "no valid TOML: a number of thousands of digits; shorten it")]) from None
 
 
 def _toml_fault(path: Path, text: str, message: str) -> Fault:
     found = re.search(r"at line (\d+)", message)
     line = int(found[1]) if found else text.count("\n") + 1
     what = message.split(" (at ", maxsplit=1)[0]
-    if "overwrite" in message or "twice" in message or "redefine" in message or "declare" in message:
-        key = _key_of(text.splitlines()[line - 1 : line])
-        first = next((i for i, row in enumerate(text.splitlines(), 1) if i != line and key and _key_of([row]) == key), None)
+    if any(word in message for word in ("overwrite", "twice", "redefine", "declare", "Cannot mutate")):
+        inline = re.search(r"namespace \('(.*)',\)", message)
+        rows = text.splitlines()
+        key = inline[1] if inline else _key_of(rows[line - 1 : line])
+        first = next((i for i in range(line - 1, 0, -1) if key and _key_of(rows[i - 1 : i]) == key), None)
         what = f"{key or 'a key'} is given twice" + (f", first on line {first}" if first else "") + "; keep one"
     return Fault(f"{path}:{line}", "", f"no valid TOML: {what}")
 
@@ -67,57 +74,26 @@ def _key_of(rows: Sequence[str]) -> str:
     return found[1] if found else ""
 
 
-def line_of(text: str, location: Location) -> int | None:
-    """The line on which a key was written: the header of its table, then the key itself. None where it was not."""
-    rows = text.splitlines()
-    names = [str(part) for part in location if isinstance(part, str)]
-    numbers = [part for part in location if isinstance(part, int)]
-    line, depth, table_count = None, 0, 0
-    for number, row in enumerate(rows, 1):
-        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", row)
-        if not header or not names:
-            continue
-        parts = [part.strip("\"' ") for part in header[1].split(".")]
-        if parts != names[: len(parts)]:
-            continue
-        if row.lstrip().startswith("[["):
-            table_count += 1
-            if numbers and table_count != numbers[0] + 1:
-                continue
-        if len(parts) >= depth:
-            line, depth = number, len(parts)
-    for name in names[depth:]:
-        pattern = re.compile(rf"(^|[\s,{{])[\"']?{re.escape(name)}[\"']?\s*=")
-        line = next((i for i in range(line or 1, len(rows) + 1) if pattern.search(rows[i - 1])), line)
-    return line
-
-
-def where_is(path: Path | str, text: str, location: Location) -> str:
-    """'file:line' for messages."""
-    line = line_of(text, location)
-    return f"{path}:{line}" if line else str(path)
-
-
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?' or the list of what is known."""
     names = list(known)
-    close = get_close_matches(word, names, n=1)
+    close = get_close_matches(word[:80], names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
-def pydantic_fault(path: Path | str, text: str, prefix: Location, error: ErrorDetails, known: Iterable[str]) -> Fault:
+def pydantic_fault(sources: Sequence[Source], prefix: Location, error: ErrorDetails, known: Iterable[str]) -> Fault:
     """One pydantic error as one line."""
     location = (*prefix, *(part for part in error["loc"] if not str(part).startswith(("function-", "tagged-union"))))
     field = ".".join(str(part) for part in location)
     given = error.get("input")
     if error["type"] == "extra_forbidden":
-        what = f"unknown key {str(error['loc'][-1])!r}; {nearest(str(error['loc'][-1]), known)}"
+        what = f"unknown key {short(str(error['loc'][-1]))}; {nearest(str(error['loc'][-1]), known)}"
     elif error["type"] == "missing":
         what = "is missing"
     else:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-        what = message if repr(given) in message else f"{short(given)}: {message}"
-    return Fault(where_is(path, text, location), field, what)
+        what = message if short(given) in message else f"{short(given)}: {message}"
+    return Fault(where_is(sources, location), field, what)
 
 
 def short(value: object) -> str:

@@ -25,19 +25,54 @@ def _page_multiple(size: int) -> int:
     raise ValueError(f"{format_size(size)} ({size} bytes): a multiple of 4KiB from 4KiB to 16TiB is needed; nearest: {nearest}")
 
 
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _later(*names: str) -> BeforeValidator:
+    """Values of the contract that this version does not model are called that, not unknown."""
+
+    def check(given: object) -> object:
+        if given in names:
+            raise ValueError("is not modelled by this version")
+        return given
+
+    return BeforeValidator(check)
+
+
+_LATER_BACKINGS = (
+    "anonymous_hugetlb_1gb",
+    "shared_hugetlb_2mb",
+    "shared_hugetlb_1gb",
+    "shmem_thp",
+    "private_memfd",
+    "anonymous_default",
+)
+
+
 def _only(value: object, shown: str) -> AfterValidator:
     """A parameter that this version models at one value only."""
 
     def check(given: object) -> object:
-        if given != value:
+        if type(given) is not type(value) or given != value:
             raise ValueError(f"this version models {shown} only; take it out, or say {shown}")
-        return given
+        return value
 
     return AfterValidator(check)
 
 
 Memory = Annotated[Size, AfterValidator(_page_multiple)]
-Count = Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)]
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 1 <= value <= KVM_MAX_VCPUS:
+        raise ValueError(f"must be an integer from 1 to {KVM_MAX_VCPUS}")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_count)]
 
 
 def _kernel(value: object) -> str:
@@ -65,12 +100,14 @@ class Point(BaseModel):
     )
     vcpus: Count = Field(1, description="vCPUs of the guest")
     memory: Memory = Field(1 << 30, description="bytes of the data memslot")
-    backing: Literal["anonymous", "anonymous_thp", "anonymous_hugetlb_2mb", "shmem"] = Field(
+    backing: Annotated[Literal["anonymous", "anonymous_thp", "anonymous_hugetlb_2mb", "shmem"], _later(*_LATER_BACKINGS)] = Field(
         "anonymous", description="memory behind the slot, names of the KVM selftests"
     )
     thp_enabled: Literal["always", "madvise", "never"] = Field("madvise", description="transparent_hugepage/enabled of the host")
     use_zero_page: Annotated[bool, Field(strict=True)] = Field(True, description="the huge zero page; the 4K one is not affected")
-    thp_failure: Annotated[float, _only(0.0, "0")] = Field(0.0, description="chance that a 2M allocation fails; this version: 0")
+    thp_failure: Annotated[float, BeforeValidator(_number), _only(0.0, "0")] = Field(
+        0.0, description="chance that a 2M allocation fails; this version: 0"
+    )
     offset: Annotated[Size, _only(0, "0")] = Field(0, description="host minus guest address modulo 1GiB; this version: 0")
     guest_page: Annotated[Size, _only(PMD_BYTES, "2MiB")] = Field(
         PMD_BYTES, description="page size of the guest's tables; without effect on the TDP MMU; this version: 2MiB"
@@ -86,9 +123,7 @@ class Point(BaseModel):
     prealloc_threads: Count = Field(1, description="VMM threads that populate")
     workload: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] = Field("read_then_write", description="name of the workload")
     costs: Annotated[str, Field(min_length=1, max_length=200)] = Field("default", description="cost file, or NAME@parameter=low|high")
-    cores: Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)] | None = Field(
-        None, description="host cores; this version: as many as vcpus"
-    )
+    cores: Count | None = Field(None, description="host cores; this version: as many as vcpus")
 
     @model_validator(mode="after")
     def _fits(self) -> "Point":
@@ -135,10 +170,16 @@ def _check_pre_fault(p: Point) -> str:
     return ""
 
 
+def _check_huge_zero(p: Point) -> str:
+    if p.policy in ("huge_zero_thp", "huge_zero_split") and not p.use_zero_page:
+        return f"policy {p.policy!r} says what a write to the huge zero page does, and use_zero_page = false switches that page off"
+    return ""
+
+
 def _check_cores(p: Point) -> str:
     if p.cores is not None and p.cores != p.vcpus:
         return f"cores = {p.cores}: this version models one core per vCPU; leave cores out, or say {p.vcpus}"
     return ""
 
 
-CHECKS = (_check_hugetlb, _check_policy, _check_pre_fault, _check_cores)
+CHECKS = (_check_hugetlb, _check_policy, _check_pre_fault, _check_huge_zero, _check_cores)

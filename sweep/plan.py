@@ -4,19 +4,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kernels.spec import PAGE_BYTES, Prealloc
 from kernels.state import state_bytes
 from sweep.configs import Workload
 from sweep.errors import Fault, StudyError
-from sweep.parameters import CHECKS, Point
+from sweep.parameters import Point
 from sweep.steps import PopulateStep, VmmCowStep, touches_of
-from sweep.study import Block, Study
-from sweep.where import WhereError
+from sweep.study import Study, kept_points
 
 MAX_POINTS = 10_000_000
-MAX_SHOWN_FAULTS = 12
 # Seconds of one core, measured on the machine the figures of the README come from; used for predictions only.
 POINT_SECONDS = 1.5e-3
 LONE_ACCESS_SECONDS = 1.5e-8
@@ -60,7 +57,7 @@ class Plan:
         self.upper = sum(block.size() for block in study.blocks) * study.replicates
         if self.upper > MAX_POINTS:
             raise StudyError(
-                [Fault(study.where("block"), "block", f"{self.upper:,} points; at most {MAX_POINTS:,} are taken; split the study")]
+                [Fault(study.where("block", 0), "block", f"{self.upper:,} points; at most {MAX_POINTS:,} are taken; split the study")]
             )
         self._points: list[PlannedPoint] | None = None
 
@@ -74,49 +71,14 @@ class Plan:
 
     def _unique(self) -> Iterator[PlannedPoint]:
         seen: set[str] = set()
-        faults: list[Fault] = []
-        for number, block in enumerate(self.study.blocks):
-            for point in self._block_points(number, block, faults):
+        for block in self.study.blocks:
+            for point in kept_points(block):
                 workload = self.study.workloads[point.workload]
                 for replicate in range(self.study.replicates):
                     identity = point_id(point, workload, self.study.seed, replicate)
                     if identity not in seen:
                         seen.add(identity)
                         yield PlannedPoint(identity, point, replicate, self.study.seed)
-        if faults:
-            raise StudyError(faults[:MAX_SHOWN_FAULTS])
-
-    def _block_points(self, number: int, block: Block, faults: list[Fault]) -> Iterator[Point]:
-        reasons: set[str] = set()
-        for index in range(block.size()):
-            values = block_values(block, index)
-            if block.where is not None and not self._kept(number, block, values):
-                continue
-            point = Point.model_construct(**values)
-            problems = [text for check in CHECKS if (text := check(point))]
-            for text in problems:
-                if text not in reasons:
-                    reasons.add(text)
-                    at = self.study.where("block", number)
-                    faults.append(Fault(at, f"block.{number}", f"{text}; change the value, or leave such points out with where"))
-            if not problems:
-                yield point
-
-    def _kept(self, number: int, block: Block, values: dict[str, Any]) -> bool:
-        full = Point.model_construct(**values).canonical()
-        try:
-            return block.where is None or block.where(full)
-        except WhereError as error:
-            raise StudyError([Fault(self.study.where("block", number, "where"), f"block.{number}.where", str(error))]) from None
-
-
-def block_values(block: Block, index: int) -> dict[str, Any]:
-    """Parameters of point `index` of a block, fixed ones included: mixed-radix digits of the index, last axis fastest."""
-    values = dict(block.fixed)
-    for axis in reversed(block.axes):
-        index, digit = divmod(index, len(axis.values))
-        values.update(zip(axis.names, axis.values[digit], strict=True))
-    return values
 
 
 def predict_seconds(point: Point, workload: Workload) -> float:

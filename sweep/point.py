@@ -9,7 +9,6 @@ from typing import Any
 from kernels.simulate import Run, StepResult, latency_of, simulate
 from kernels.steps import Touch
 from sweep.configs import CostFile, Workload
-from sweep.errors import FaultsweepError
 from sweep.plan import PlannedPoint
 from sweep.steps import build_step
 
@@ -105,7 +104,7 @@ def run_point(planned: PlannedPoint, context: Context) -> PointRows:
     """Run one point; what it raises becomes a row of `errors`, so that the sweep goes on."""
     try:
         run = simulate_point(planned, context)
-    except (ValueError, RuntimeError, MemoryError, FaultsweepError) as error:
+    except Exception as error:  # whatever it is, it is this point's; the sweep goes on
         return PointRows(None, [], error_row(planned, type(error).__name__, str(error)))
     steps = [step_row(planned, context, number, step) for number, step in enumerate(run.steps)]
     return PointRows(point_row(planned, context, run), steps, None)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sweep.configs import digest_of
-from sweep.dataset.files import read_json
+from sweep.dataset.files import read_object
 from sweep.dataset.read import Dataset
 from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, predict_bytes, predict_seconds
 from sweep.quantity import human_size, human_time
+from sweep.record import read_study
 from sweep.runner import default_workers
 from sweep.study import Block, load_study
 
@@ -51,19 +52,20 @@ def _line(planned: PlannedPoint) -> str:
 def status_of(root: Path) -> dict[str, Any]:
     """How far a dataset is."""
     dataset = Dataset(root)
-    record = read_json(root / "study.json")
-    done = len(dataset.store.done())
-    total = int(record["points"])
-    runs = [read_json(path) for path in sorted((root / "provenance").glob("run-*.json"))]
-    rate = sum(run["done"] for run in runs) / max(1e-9, sum(run["seconds"] for run in runs)) if runs else 0.0
-    left = max(0, total - done)
+    planned = {p.point_id for p in Plan(read_study(root)).points()}
+    committed = dataset.store.done()
+    done, left = len(committed & planned), len(planned - committed)
+    runs = [read_object(path) for path in sorted((root / "provenance").glob("run-*.json"))]
+    seconds = sum(float(run.get("seconds", 0)) for run in runs)
+    rate = sum(int(run.get("done", 0)) for run in runs) / seconds if seconds else 0.0
     return {
-        "study": record["name"],
-        "points": total,
+        "study": read_study(root).name,
+        "points": len(planned),
         "done": done,
         "failed": dataset.arrow("errors").num_rows,
         "left": left,
+        "of earlier plans": len(committed - planned),
         "rate": f"{rate:.1f} points/s",
         "time left": human_time(left / rate) if left and rate else "none" if not left else "unknown",
-        "sealed": bool(dataset.store.sealed()) and not left,
+        "sealed": dataset.store.sealed() is not None and not left,
     }

@@ -20,7 +20,7 @@ def parse_size(text: object) -> int:
         raise ValueError(f"{text!r} has no unit; write a size as text, like '4KiB' or '16GiB'")
     match = _SIZE.fullmatch(text.strip())
     if match is None or match[2] not in UNITS:
-        raise ValueError(f"{text!r} is no size; write a number and one of {', '.join(UNITS)} (16GiB and 16GB differ)")
+        raise ValueError(f"{text[:40]!r} is no size; write a number and one of {', '.join(UNITS)} (16GiB and 16GB differ)")
     whole, _, part = match[1].partition(".")
     scale = 10 ** len(part)
     size, rest = divmod(int(whole + part) * UNITS[match[2]], scale)

@@ -6,7 +6,7 @@ from typing import Any
 from kernels.cost import Cost
 from kernels.jit import model_digest
 from sweep.configs import COST_NAMES, CostFile, Workload
-from sweep.dataset.files import read_json
+from sweep.dataset.files import read_object
 from sweep.errors import DatasetError
 from sweep.parameters import PARAMETERS
 from sweep.plan import Plan
@@ -51,7 +51,7 @@ def _cost_record(costs: CostFile) -> dict[str, int]:
 
 def read_study(root: Path) -> Study:
     """The study of a dataset, from its study.json. Raises DatasetError."""
-    record = read_json(root / "study.json")
+    record = read_object(root / "study.json")
     try:
         inner = record["study"]
         return Study(
@@ -66,7 +66,7 @@ def read_study(root: Path) -> Study:
             text="",
             path=str(root / "study.json"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{root / 'study.json'}: cannot be understood ({error}); run the study again to write it anew") from None
 
 

@@ -1,5 +1,6 @@
 """The loop: what is missing is run, committed, and, when all is there, sealed."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kernels.jit import compile_cache, model_digest
-from sweep.dataset.files import publish, publish_json, read_json
+from sweep.dataset.files import publish, publish_json, read_object
 from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, DatasetError, EnvironmentProblemError, InterruptedRunError, UsageError
 from sweep.executors.base import Chunk, ChunkResult, Pool, drive
@@ -127,45 +128,66 @@ def make_pool(options: RunOptions, context: Context) -> Pool:
         from sweep.executors.local import LocalPool
 
         return LocalPool(context, workers)
-    if options.executor == "ray":
-        from sweep.executors.ray import RayPool
+    from sweep.executors.ray import RayPool
 
-        return RayPool(context, workers, options.address)
-    raise UsageError(f"--executor {options.executor!r} is unknown; there are {', '.join(EXECUTORS)}")
+    return RayPool(context, workers, options.address)
 
 
 def run(study: Study | str | Path, out: str | Path | None = None, options: RunOptions | None = None) -> RunSummary:
     """Run what is missing of a study. A fresh directory starts, an existing one resumes or is extended.
 
-    Raises StudyError, DatasetError (another study, model or run), BudgetExceededError, EnvironmentProblemError,
-    InterruptedRunError."""
+    Raises StudyError, UsageError, DatasetError (another study, model or run), BudgetExceededError,
+    EnvironmentProblemError, InterruptedRunError."""
     options = options or RunOptions()
+    check_options(options)
     study = study if isinstance(study, Study) else load_study(Path(study))
-    root = Path(out) if out is not None else Path("results") / study.name
     plan = Plan(study)
     points = select(plan.points(), options)
-    if options.new_version:
-        root = sibling(root, study)
-    store = Store(root)
-    check_same_study(store, study)
+    store = Store(_root(out, study, options))
+    if not (store.root / "study.json").exists():
+        check_budget(points, study, options, store.root)  # before anything is made
     store.prepare()
     with store.lock():
+        notes = [*study.notes, *(f"put aside: {text}" for text in store.repair())]
+        store.sweep_up()
         done = store.done()
         left = [p for p in points if p.point_id not in done]
-        summary = RunSummary(study.name, root, len(points), len(points) - len(left), notes=list(study.notes))
+        summary = RunSummary(study.name, store.root, len(points), len(points) - len(left), notes=notes)
         if left:
-            check_budget(left, study, options, root)
-            write_study(store, study)
+            check_budget(left, study, options, store.root)
             _execute(store, study, left, options, summary)
+        else:
+            write_study(store, study)
         complete = not summary.stopped_by and not summary.failed and summary.left == 0 and len(points) == len(plan.points())
         summary.sealed = _seal(store, bool(left)) if complete else None
     return summary
 
 
+def _root(out: str | Path | None, study: Study, options: RunOptions) -> Path:
+    """The dataset's directory, checked to be free or this study's. Raises DatasetError, EnvironmentProblemError."""
+    root = Path(out) if out is not None else Path("results") / study.name
+    try:
+        if options.new_version:
+            return sibling(root, study)
+        check_same_study(Store(root), study)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EnvironmentProblemError(f"{str(root)[:200]}: cannot be used: {reason}; choose another with --out") from None
+    return root
+
+
+def check_options(options: RunOptions) -> None:
+    """Raises UsageError for options that cannot be, before anything is made."""
+    if options.executor not in EXECUTORS:
+        raise UsageError(f"--executor {options.executor!r} is unknown; there are {', '.join(EXECUTORS)}")
+    if options.address is not None and options.executor != "ray":
+        raise UsageError(f"--address {options.address!r} needs --executor ray, not {options.executor}")
+
+
 def _seal(store: Store, changed: bool) -> dict[str, Any] | None:
     sealed = store.sealed()
     fresh = sealed is not None and not changed and not any((store.root / "commits").glob("*.json"))
-    return sealed if fresh else store.seal(str(read_json(store.root / "study.json")["digest"]))
+    return sealed if fresh else store.seal(str(read_object(store.root / "study.json")["digest"]))
 
 
 def select(points: list[PlannedPoint], options: RunOptions) -> list[PlannedPoint]:
@@ -182,11 +204,11 @@ def check_same_study(store: Store, study: Study) -> None:
     path = store.root / "study.json"
     if not path.exists():
         if store.root.is_dir() and any(store.root.iterdir()):
-            names = {entry.name for entry in store.root.iterdir()} - {"points", "steps", "errors", "commits", "provenance", ".lock"}
+            names = {entry.name for entry in store.root.iterdir()} - DATASET_NAMES
             if names:
                 raise DatasetError(f"{store.root}: holds {min(names)} but no dataset; choose an empty directory with --out")
         return
-    old, new = read_json(path), {**study.identity(), "model_digest": model_digest(), "schema_version": SCHEMA_VERSION}
+    old, new = read_object(path), {**study.identity(), "model_digest": model_digest(), "schema_version": SCHEMA_VERSION}
     differs = [f"{key} ({_short(old.get(key))} there, {_short(new[key])} now)" for key in _FIXED if old.get(key) != new[key]]
     for kind in ("workloads", "costs"):
         for name, digest in new[kind].items():
@@ -198,6 +220,7 @@ def check_same_study(store: Store, study: Study) -> None:
         )
 
 
+DATASET_NAMES = frozenset({"points", "steps", "errors", "commits", "provenance", "quarantine", ".lock"})
 _FIXED = ("name", "seed", "model_digest", "schema_version")
 
 
@@ -223,9 +246,11 @@ def write_study(store: Store, study: Study) -> None:
     path = store.root / "study.json"
     record = study_record(study)
     if path.exists():
-        old = read_json(path)
+        old = read_object(path)
         for kind in ("workloads", "costs"):
             record[kind] = {**old.get(kind, {}), **record[kind]}
+        if old == json.loads(json.dumps(record)):
+            return
     publish(store.root / "study.toml", study.text.encode())
     publish_json(path, record)
 
@@ -245,7 +270,7 @@ def check_budget(left: list[PlannedPoint], study: Study, options: RunOptions, ro
         raise EnvironmentProblemError(
             f"{workers} workers need about {human_size(need)} of memory, {human_size(free)} are free; lower --workers or memory"
         )
-    disk = shutil.disk_usage(root).free
+    disk = shutil.disk_usage(next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())).free
     if len(left) * BYTES_PER_POINT > disk:
         raise EnvironmentProblemError(
             f"{root}: about {human_size(len(left) * BYTES_PER_POINT)} are needed, {human_size(disk)} are free; choose another --out"
@@ -279,12 +304,12 @@ def _execute(store: Store, study: Study, left: list[PlannedPoint], options: RunO
         reporter = _reporter(stack, len(left), options)
         record = provenance(list(options.command)) | {"executor": options.executor, "points": len(left)}
         record["compile_s"] = round(warm_up(reporter), 3)
+        pool = make_pool(options, Context(study.name, dict(study.workloads), dict(study.costs)))
         stop = _Stop(reporter)
-        stack.enter_context(_signals(stop))
-        context = Context(study.name, dict(study.workloads), dict(study.costs))
-        pool = make_pool(options, context)
+        stack.enter_context(_signals(stop))  # after the pool: Ray sets handlers of its own
         orderly = False
         try:
+            write_study(store, study)
             chunks = (Chunk(points) for points in chunks_of(left, study, _chunk_seconds(left, study, pool.slots)))
             results = drive(pool, chunks, _stopper(stop, summary, options))
             timings = _commit_all(store, results, reporter, summary, options.verbose)

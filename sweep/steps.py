@@ -1,6 +1,7 @@
 """Workload steps as a study file writes them, and their translation into the kernels' steps."""
 
 import math
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,14 +10,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from kernels import steps as model
-from kernels.spec import KVM_MAX_VCPUS, Access, Order, Spread
+from kernels.policy import Behaviour, behaviours
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, Access, Order, Spread
 from sweep.errors import Fault, StudyError
 from sweep.parameters import Size
+from sweep.quantity import format_size
 
 MAX_LIST_BYTES = 8 << 30
+LATER_OPS = ("host_touch", "fork", "child_exit", "dirty_log", "dontneed", "collapse", "ksm_merge", "idle")
+MAX_TOUCHES = 1 << 48
+
+
+def _span(size: int) -> int:
+    if not 0 <= size <= MAX_MEMORY_BYTES:
+        raise ValueError(f"{format_size(size)}: 0 to 16TiB is needed")
+    return size
+
+
+Span = Annotated[Size, AfterValidator(_span)]
 Part = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,13 +45,13 @@ class TouchStep(_Step):
     access: Literal["write", "read", "pairs", "mixed"] = "write"
     write_percent: Annotated[float, Field(ge=0, le=100)] = 100.0
     order: Literal["sequential", "random", "strided", "zipf"] = "sequential"
-    stride: Annotated[int, Field(strict=True, ge=1)] = 1
+    stride: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 1
     theta: Annotated[float, Field(ge=0, le=8)] = 0.99
     range: tuple[Part, Part] = (0.0, 1.0)
-    every: Size = 4096
-    at: Size = 0
+    every: Span = 4096
+    at: Span = 0
     read_first: Part = 0.0
-    touches: Annotated[int, Field(strict=True, ge=0)] | None = None
+    touches: Annotated[int, Field(strict=True, ge=0, le=MAX_TOUCHES)] | None = None
     repeat: Annotated[bool, Field(strict=True)] = False
     spread: Literal["slices", "all"] = "slices"
     vcpus: Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)] | None = None
@@ -58,6 +72,11 @@ class TouchStep(_Step):
         for field, access in (("window", "pairs"), ("write_percent", "mixed")):
             if field in self.model_fields_set and self.access != access:
                 raise ValueError(f"{field} needs access = {access!r}")
+        for field, order in (("stride", "strided"), ("theta", "zipf")):
+            if field in self.model_fields_set and self.order != order:
+                raise ValueError(f"{field} needs order = {order!r}")
+        if self.at >= self.every and "at" in self.model_fields_set:
+            raise ValueError(f"at = {format_size(self.at)} lies outside every = {format_size(self.every)}")
         return self
 
 
@@ -138,10 +157,12 @@ def build_step(spec: Any, folder: Path) -> model.Step:
 def read_touch_list(path: Path) -> model.TouchList:
     """vcpu, gfn, write from Parquet or CSV. Raises StudyError that names path, column and cure."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StudyError([Fault(str(path), "", "cannot be read as a touch list: it is no regular file")])
         if path.stat().st_size > MAX_LIST_BYTES:
             raise StudyError([Fault(str(path), "", f"is larger than {MAX_LIST_BYTES} bytes; split the list")])
         table = pa.csv.read_csv(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StudyError([Fault(str(path), "", f"cannot be read as a touch list: {str(error).splitlines()[0]}")]) from None
     missing = {"vcpu", "gfn", "write"} - set(table.column_names)
     if missing:
@@ -157,7 +178,34 @@ def _column(path: Path, table: pa.Table, name: str) -> Any:
     try:
         return column.cast(pa.int64()).to_numpy()
     except pa.ArrowException:
-        raise StudyError([Fault(str(path), name, f"is of type {column.type}; whole numbers are needed (write: 0 or 1)")]) from None
+        raise StudyError([Fault(str(path), name, f"{name} is of type {column.type}; whole numbers are needed (write: 0 or 1)")]) from None
+
+
+def check_step(spec: Any, folder: Path, memory: int, vcpus: int, kernel: str) -> str:
+    """What is wrong with a step on a point of that memory, vCPUs and kernel; '' if nothing is."""
+    pages = memory // PAGE_BYTES
+    if isinstance(spec, PreFaultStep) and not behaviours(kernel)[Behaviour.PRE_FAULT_MEMORY]:
+        return f"pre_fault: kernel {kernel} has no KVM_PRE_FAULT_MEMORY; 6.11 is the first that has it"
+    if isinstance(spec, TouchListStep):
+        return _check_list(folder / spec.path, pages, vcpus)
+    if isinstance(spec, TouchStep) and spec.touches is not None and not spec.repeat and spec.order != "zipf":
+        size = (int(spec.range[1] * pages) - int(spec.range[0] * pages)) * PAGE_BYTES
+        units = max(0, -(-(size - spec.at) // spec.every)) * (min(vcpus, spec.vcpus or vcpus) if spec.spread == "all" else 1)
+        if spec.touches > units:
+            return f"touches = {spec.touches} is more than the {units} pages of the range; add repeat = true or lower it"
+    return ""
+
+
+def _check_list(path: Path, pages: int, vcpus: int) -> str:
+    try:
+        listed = read_touch_list(path)
+    except StudyError as error:
+        return "; ".join(f"{fault.where} {fault.text}" for fault in error.faults)
+    for name, column, limit in (("vcpu", listed.vcpu, vcpus), ("gfn", listed.gfn, pages)):
+        bad = np.flatnonzero((column < 0) | (column >= limit))
+        if len(bad):
+            return f"{path}: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}"
+    return ""
 
 
 def touches_of(spec: Any, pages: int) -> int:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from sweep.configs import CostFile, Workload, digest_of, load_costs, load_workload, parse_workload, shared_workloads
 from sweep.errors import Fault, StudyError
-from sweep.files import Location, nearest, pydantic_fault, read_toml, short, where_is
-from sweep.parameters import NAME_PATTERN, PARAMETERS, Point
+from sweep.files import nearest, pydantic_fault, read_toml, short
+from sweep.locate import Location, Source, where_is
+from sweep.parameters import CHECKS, NAME_PATTERN, PARAMETERS, Point
+from sweep.steps import check_step
 from sweep.where import Where, WhereError
 
 MAX_REPLICATES = 10_000
+MAX_INCLUDES = 64
+MAX_CHECKED = 10_000_000
 MAX_AXIS = 1_000_000
 DEFAULT_BUDGET_CPU_HOURS = 100.0
 RESERVED = frozenset({"con", "prn", "aux", "nul"} | {f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10)})
@@ -63,7 +67,7 @@ class Study:
 
     def where(self, *location: int | str) -> str:
         """'file:line' of a key, for messages."""
-        return where_is(self.path, self.text, location)
+        return where_is([(self.path, self.text)], location)
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same study: name, seed, and the digests of workloads and costs. Axes may grow."""
@@ -76,15 +80,34 @@ class Study:
 
 
 class _Reader:
-    """Collects the faults of one study file while its parts are read."""
+    """Collects the faults of one study while its parts are read."""
 
-    def __init__(self, path: Path, content: dict[str, Any], text: str) -> None:
-        self.path, self.content, self.text = path, content, text
+    def __init__(self, sources: Sequence[Source], content: dict[str, Any]) -> None:
+        self.sources, self.content = sources, content
         self.faults: list[Fault] = []
         self.notes: list[str] = []
+        self.overridden: dict[str, str] = {}  # key of study or point -> the --set it came from
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.sources[0][0]).parent
+
+    def where(self, location: Location) -> str:
+        if len(location) == 2 and location[1] in self.overridden and location[0] in ("study", "point"):
+            return f"--set {self.overridden[str(location[1])]}"
+        return where_is(self.sources, location)
 
     def fault(self, location: Location, text: str) -> None:
-        self.faults.append(Fault(where_is(self.path, self.text, location), ".".join(str(p) for p in location), text))
+        self.faults.append(Fault(self.where(location), ".".join(str(p) for p in location), text))
+
+    def in_order(self) -> list[Fault]:
+        """Faults as the file has them: by file and line."""
+
+        def place(fault: Fault) -> tuple[str, int]:
+            name, _, line = fault.where.rpartition(":")
+            return (name, int(line)) if line.isdigit() else (fault.where, 0)
+
+        return sorted(self.faults, key=place)
 
     def table(self, location: Location, value: Any, known: Sequence[str]) -> dict[str, Any]:
         """A table with known keys only."""
@@ -93,18 +116,19 @@ class _Reader:
             return {}
         for key in value:
             if key not in known:
-                self.fault((*location, key), f"unknown key {key!r}; {nearest(key, known)}")
+                self.fault((*location, key), f"unknown key {short(key)}; {nearest(key, known)}")
         return {key: entry for key, entry in value.items() if key in known}
 
     def parameter(self, location: Location, name: str, value: Any) -> Any:
         """A checked, canonical parameter value, or None after a fault."""
         if name not in PARAMETERS:
-            self.fault(location, f"unknown parameter {name!r}; {nearest(name, PARAMETERS)}")
+            self.fault(location, f"unknown parameter {short(name)}; {nearest(name, PARAMETERS)}")
             return None
         try:
             return FIELD_ADAPTERS[name].validate_python(value)
         except ValidationError as error:
-            self.faults.append(pydantic_fault(self.path, self.text, location, {**error.errors()[0], "loc": ()}, PARAMETERS))
+            fault = pydantic_fault(self.sources, location, {**error.errors()[0], "loc": ()}, PARAMETERS)
+            self.faults.append(Fault(self.where(location), fault.field, fault.text))
             return None
 
     def parameters(self, location: Location, value: Any) -> dict[str, Any]:
@@ -121,38 +145,46 @@ for _name, _info in Point.model_fields.items():
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read and check a study file, with `key=value` overrides in TOML. Raises StudyError with every fault."""
-    content, text = read_toml(path)
-    content = _with_includes(path, content, (path.resolve(),))
-    reader = _Reader(path, content, text)
+    sources: list[Source] = []
+    content = _with_includes(path, (), sources)
+    reader = _Reader(sources, content)
+    if path.read_bytes()[:3] == b"\xef\xbb\xbf":
+        reader.notes.append(f"{path}: begins with a BOM, which was left out")
     _apply_overrides(reader, overrides)
     head = _read_head(reader)
     blocks = _read_blocks(reader)
     workloads = _read_workloads(reader, blocks)
     costs = _read_costs(reader, blocks)
+    _check_combinations(reader, blocks, workloads)
     if reader.faults:
-        raise StudyError(reader.faults)
+        raise StudyError(reader.in_order())
     return Study(
         **head,
         blocks=tuple(blocks),
         workloads=workloads,
         costs=costs,
-        text=text,
+        text=sources[0][1],
         path=str(path),
         notes=tuple(reader.notes),
     )
 
 
-def _with_includes(path: Path, content: dict[str, Any], seen: tuple[Path, ...]) -> dict[str, Any]:
-    """`include`d files give defaults: tables are merged key by key, everything else is replaced."""
+def _with_includes(path: Path, above: tuple[Path, ...], sources: list[Source]) -> dict[str, Any]:
+    """`include`d files give defaults: tables are merged key by key, everything else is replaced. Collects the texts."""
+    content, text = read_toml(path)
+    sources.append((path, text))
+    at = where_is([(path, text)], ("include",))
     includes = content.pop("include", [])
     if not isinstance(includes, list) or not all(isinstance(entry, str) for entry in includes):
-        raise StudyError([Fault(str(path), "include", 'must be a list of file names, like ["base.toml"]')])
+        raise StudyError([Fault(at, "include", 'must be a list of file names, like ["base.toml"]')])
     merged: dict[str, Any] = {}
     for entry in includes:
-        other = (path.parent / entry).resolve()
-        if other in seen or len(seen) > 16:
-            raise StudyError([Fault(str(path), "include", f"{entry!r} includes itself; take it out")])
-        merged = _merge(merged, _with_includes(other, read_toml(other)[0], (*seen, other)))
+        other = path.parent / entry
+        if other.resolve() in (path.resolve(), *above):
+            raise StudyError([Fault(at, "include", f"{entry!r} includes itself; take it out")])
+        if len(sources) >= MAX_INCLUDES:
+            raise StudyError([Fault(at, "include", f"more than {MAX_INCLUDES} files in all; put some together")])
+        merged = _merge(merged, _with_includes(other, (path.resolve(), *above), sources))
     return _merge(merged, content)
 
 
@@ -165,27 +197,36 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply_overrides(reader: _Reader, overrides: Sequence[str]) -> None:
-    """`--set study.seed=3`, `--set vcpus=4`: a bare parameter means point.*, and takes an axis of that name away."""
+    """`--set seed=3`, `--set vcpus=4`: a key of [study], or a parameter, whose axes it takes away."""
     for override in overrides:
         key, equals, value = override.partition("=")
-        try:
-            parsed = tomllib.loads(f"v = {value}")["v"] if equals else None
-        except tomllib.TOMLDecodeError:
-            parsed = value
         parts = key.strip().split(".")
-        if parts[0] in PARAMETERS:
-            parts = ["point", *parts]
-        if not equals or len(parts) < 2 or parts[0] not in ("study", "point"):
-            reader.faults.append(Fault("--set", override, f"must be study.KEY=VALUE or PARAMETER=VALUE; {nearest(parts[-1], PARAMETERS)}"))
+        if len(parts) == 1:
+            parts = ["point" if parts[0] in PARAMETERS else "study", *parts]
+        known = {"study": STUDY_KEYS, "point": PARAMETERS}.get(parts[0], ())
+        if not equals or not value.strip() or len(parts) != 2 or parts[1] not in known:
+            text = f"must be study.KEY=VALUE or PARAMETER=VALUE; {nearest(parts[-1], (*PARAMETERS, *STUDY_KEYS))}"
+            reader.faults.append(Fault("--set", override, text))
             continue
+        reader.overridden[parts[1]] = key
         table = reader.content.setdefault(parts[0], {})
-        if isinstance(table, dict):  # 6.10 is a kernel, not a number
-            table[parts[1]] = value if parts[1] in _TEXT and not isinstance(parsed, str) else parsed
+        if isinstance(table, dict):
+            table[parts[1]] = _override_value(parts[1], value)
         if parts[0] == "point":
             _drop_axis(reader.content, parts[1])
 
 
-_TEXT = frozenset(name for name, info in Point.model_fields.items() if isinstance(info.default, str))
+def _override_value(key: str, value: str) -> Any:
+    """The value as TOML, or as the text it is: 6.10 is a kernel, not a number."""
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except ValueError:
+        return value
+    return value if key in _TEXT and not isinstance(parsed, str) else parsed
+
+
+_TEXT = frozenset(name for name, info in Point.model_fields.items() if isinstance(info.default, str)) | {"name", "title"}
+STUDY_KEYS = ("name", "title", "seed", "replicates", "budget_cpu_hours")
 
 
 def _drop_axis(content: dict[str, Any], name: str) -> None:
@@ -199,12 +240,15 @@ def _drop_axis(content: dict[str, Any], name: str) -> None:
 def _read_head(reader: _Reader) -> dict[str, Any]:
     content = reader.content
     reader.table((), content, ("study", "point", "block", "workload", "include"))
-    study = reader.table(("study",), content.get("study", {}), ("name", "title", "seed", "replicates", "budget_cpu_hours"))
+    study = reader.table(("study",), content.get("study", {}), STUDY_KEYS)
     name = study.get("name")
-    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name) or name.split(".")[0] in RESERVED:
+    if "name" not in study:
+        if isinstance(content.get("study", {}), dict):
+            reader.fault(("study", "name"), "is missing; give the study a name")
+    elif not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name) or name.split(".")[0] in RESERVED:
         reader.fault(("study", "name"), f"{name!a} is no name; use a-z, 0-9, '.', '_', '-', at most 64, starting with a letter or digit")
     title = study.get("title", "")
-    if not isinstance(title, str) or len(title) > 500 or any(ord(c) < 32 or ord(c) == 127 for c in title):
+    if not isinstance(title, str) or len(title) > 500 or not title.isprintable():
         reader.fault(("study", "title"), f"{ascii(title)[:80]}: must be text of at most 500 characters without control characters")
     seed = _number(reader, study, "seed", 0, (1 << 64) - 1)
     replicates = _number(reader, study, "replicates", 1, MAX_REPLICATES, low=1)
@@ -238,7 +282,8 @@ def _read_block(reader: _Reader, number: int, entry: Any, base: Mapping[str, Any
         entry = {key: value for key, value in entry.items() if key != "sample"}
     block = reader.table(at, entry, ("grid", "zip", "point", "where"))
     fixed = {**base, **reader.parameters((*at, "point"), block.get("point", {}))}
-    axes = [Axis((name,), tuple((v,) for v in values)) for name, values in _axes(reader, (*at, "grid"), block.get("grid", {})).items()]
+    grid = _axes(reader, (*at, "grid"), block.get("grid", {}))
+    axes = [Axis((name,), tuple((v,) for v in values)) for name, values in grid.items()]
     zipped = _axes(reader, (*at, "zip"), block.get("zip", {}))
     lengths = {name: len(values) for name, values in zipped.items()}
     if len(set(lengths.values())) > 1:
@@ -257,14 +302,20 @@ def _axes(reader: _Reader, location: Location, table: Any) -> dict[str, list[Any
         return {}
     axes = {}
     for name, given in table.items():
+        if name not in PARAMETERS:
+            reader.fault((*location, name), f"unknown parameter {short(name)}; {nearest(name, PARAMETERS)}")
+            continue
         values = _axis_values(reader, (*location, name), given)
+        if values is None:
+            continue
         if not values:
             reader.fault((*location, name), "is an empty axis: the block would have 0 points; give it a value or take it out")
         axes[name] = [reader.parameter((*location, name), name, value) for value in values]
     return axes
 
 
-def _axis_values(reader: _Reader, location: Location, given: Any) -> list[Any]:
+def _axis_values(reader: _Reader, location: Location, given: Any) -> list[Any] | None:
+    """The values of an axis; None after a fault."""
     if isinstance(given, list):
         return given
     if isinstance(given, dict) and len(given) == 1:
@@ -273,11 +324,11 @@ def _axis_values(reader: _Reader, location: Location, given: Any) -> list[Any]:
             try:
                 values = _GENERATORS[kind](*numbers)
             except (TypeError, ValueError, OverflowError) as error:
-                reader.fault(location, f"{kind} = {numbers}: {error}")
-                return [None]
+                reader.fault(location, f"{kind} = {short(numbers)}: {error}")
+                return None
             return values
     reader.fault(location, "must be a list, or { range = [start, stop, step] }, { pow2 = [low, high] }, { linspace = [low, high, n] }")
-    return [None]
+    return None
 
 
 def _range(start: int, stop: int, step: int = 1) -> list[int]:
@@ -335,7 +386,7 @@ def _read_workloads(reader: _Reader, blocks: Sequence[Block]) -> dict[str, Workl
     found: dict[str, Workload] = {}
     for name in _used(blocks, "workload"):
         if name in own:
-            workload, faults = parse_workload(name, own[name], reader.path, reader.text, ("workload", name))
+            workload, faults = parse_workload(name, own[name], reader.sources, ("workload", name))
         elif name in shared:
             workload, faults = load_workload(name)
         else:
@@ -351,12 +402,68 @@ def _read_costs(reader: _Reader, blocks: Sequence[Block]) -> dict[str, CostFile]
     found: dict[str, CostFile] = {}
     for name in _used(blocks, "costs"):
         try:
-            found[name] = load_costs(name, reader.path.parent)
-            reader.notes += found[name].notes
+            found[name] = load_costs(name, reader.folder)
+            reader.notes += [note for note in found[name].notes if note not in reader.notes]
         except StudyError as error:
-            at = where_is(reader.path, reader.text, ("point", "costs"))
+            at = reader.where(("point", "costs"))
             reader.faults += [fault if fault.where else Fault(at, fault.field, fault.text) for fault in error.faults]
     return found
+
+
+def block_values(block: Block, index: int) -> dict[str, Any]:
+    """Parameters of point `index` of a block, fixed ones included: mixed-radix digits of the index, last axis fastest."""
+    values = dict(block.fixed)
+    for axis in reversed(block.axes):
+        index, digit = divmod(index, len(axis.values))
+        values.update(zip(axis.names, axis.values[digit], strict=True))
+    return values
+
+
+def kept_points(block: Block) -> Iterator[Point]:
+    """The points of a block that its `where` keeps. Raises WhereError."""
+    for index in range(block.size()):
+        point = Point.model_construct(**block_values(block, index))
+        if block.where is None or block.where(point.canonical()):
+            yield point
+
+
+def _check_combinations(reader: _Reader, blocks: Sequence[Block], workloads: Mapping[str, Workload]) -> None:
+    """Values that are well alone and make no sense together, each reason once per block; and steps against their points."""
+    if sum(block.size() for block in blocks) > MAX_CHECKED:
+        return  # the plan refuses it
+    for number, block in enumerate(blocks):
+        given = [value for axis in block.axes for row in axis.values for value in row] + list(block.fixed.values())
+        if any(value is None for value in given):
+            continue  # told already
+        at: Location = ("block", number) if isinstance(reader.content.get("block"), list) else ("point",)
+        try:
+            reasons = _reasons(block, workloads)
+        except WhereError as error:
+            reader.fault((*at, "where"), str(error))
+            continue
+        for place, text in reasons:
+            fault = Fault(reader.where(place or at), ".".join(map(str, place or at)), text)
+            reader.faults.append(fault)
+
+
+def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]]:
+    """(place, what is wrong) of a block's points, each once; an empty place means the block."""
+    found: dict[tuple[Location, str], None] = {}
+    seen: set[tuple[Any, ...]] = set()
+    for point in kept_points(block):
+        for text in (check(point) for check in CHECKS):
+            if text:
+                found[((), f"{text}; change the value, or leave such points out with where")] = None
+        key = (point.workload, point.memory, point.kernel, point.vcpus)
+        if key in seen or point.workload not in workloads:
+            continue
+        seen.add(key)
+        workload = workloads[point.workload]
+        for number, spec in enumerate(workload.specs):
+            text = check_step(spec, workload.folder, point.memory, point.vcpus, point.kernel)
+            if text:
+                found[(("workload", point.workload, "steps", number), text)] = None
+    return list(found)
 
 
 def study_digest(study: Study) -> str:

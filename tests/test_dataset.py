@@ -125,21 +125,67 @@ def test_a_directory_that_is_no_dataset_is_left_alone(study_file: Path, tmp_path
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path, tmp_path: Path) -> None:
-    """A touch beyond the range's pages is found only with the memory of the point."""
-    text = study_file.read_text().replace('memory = "8MiB"', "").replace("vcpus = [1, 3] }", 'vcpus = [1], memory = ["2MiB", "8MiB"] }')
-    study_file.write_text(text.replace('order = "random" },', 'order = "random", touches = 1000 },', 1))
-    summary = run(study_file, tmp_path / "x")
-    assert (summary.exit_status, summary.done, summary.failed) == (1, 12, 12)
-    errors = sweep.open_dataset(tmp_path / "x").errors()
-    assert set(errors["kind"]) == {"WorkloadError"}
-    assert errors["message"].str.contains("repeat = true").all()
-    again = run(study_file, tmp_path / "x")
-    assert (again.done_before, again.failed) == (12, 12)
-    assert len(sweep.open_dataset(tmp_path / "x").errors()) == 12
-    stopped = run(study_file, tmp_path / "y", on_error="stop")
-    assert stopped.exit_status == 1
-    assert stopped.left > 0
+def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweep import point
+
+    real = point.simulate_point
+
+    def fails_with_three_vcpus(planned: object, context: object) -> object:
+        if planned.point.vcpus == 3:  # type: ignore[attr-defined]
+            raise ArithmeticError("three is too many")
+        return real(planned, context)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(point, "simulate_point", fails_with_three_vcpus)
+        summary = run(study_file, tmp_path / "x")
+        assert (summary.exit_status, summary.done, summary.failed) == (1, 12, 12)
+        again = run(study_file, tmp_path / "x")
+        assert (again.done_before, again.failed) == (12, 12)
+        errors = sweep.open_dataset(tmp_path / "x").errors()
+        assert len(errors) == 12
+        assert set(errors["kind"]) == {"ArithmeticError"}
+        assert set(errors["message"]) == {"three is too many"}
+        stopped = run(study_file, tmp_path / "y", on_error="stop")
+        assert (stopped.exit_status, stopped.left > 0) == (1, True)
+    mended = run(study_file, tmp_path / "x")
+    assert (mended.done, mended.exit_status) == (12, 0)
+    assert sweep.open_dataset(tmp_path / "x").errors().empty
+
+
+def test_a_point_that_kills_its_worker_is_told_apart_from_its_neighbours(study_file: Path, tmp_path: Path) -> None:
+    """A broken pool fails every chunk in flight; only the guilty point may end as a row of errors."""
+    from sweep.executors.base import Chunk, ChunkResult, drive, run_chunk
+    from sweep.plan import Plan
+    from sweep.point import Context
+
+    study = sweep.load_study(study_file)
+    points = Plan(study).points()
+    context = Context(study.name, dict(study.workloads), dict(study.costs))
+    guilty = points[5].point_id
+
+    class Breaking:
+        """All that is in flight dies with the guilty point's worker."""
+
+        slots = 3
+
+        def submit(self, chunk: Chunk) -> int:
+            self.flying = {**getattr(self, "flying", {}), id(chunk): chunk}
+            return id(chunk)
+
+        def wait(self, handles: list[int], seconds: float) -> list[tuple[int, ChunkResult | Exception]]:
+            broken = any(p.point_id == guilty for h in handles for p in self.flying[h].points)
+            killed = RuntimeError("killed")
+            return [(h, killed if broken else run_chunk(self.flying.pop(h).points, context, "w")) for h in handles]
+
+        def close(self, now: bool) -> None:
+            pass
+
+    chunks = (Chunk(points[i : i + 2]) for i in range(0, len(points), 2))
+    results = list(drive(Breaking(), chunks, lambda: False))
+    done = [i for r in results for i in r.tables["points"].column("point_id").to_pylist()]
+    failed = [i for r in results for i in r.tables["errors"].column("point_id").to_pylist()]
+    assert failed == [guilty]
+    assert sorted([*done, guilty]) == sorted(p.point_id for p in points)
 
 
 def damage(path: Path, how: str) -> None:

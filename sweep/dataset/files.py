@@ -55,8 +55,16 @@ def read_json(path: Path) -> Any:
     """A JSON file of the dataset. Raises DatasetError for one that cannot be read."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); restore it or start with a new directory") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of the dataset. Raises DatasetError for anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DatasetError(f"{path}: holds no JSON object; restore it or start with a new directory")
+    return value
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -16,7 +16,11 @@ class Dataset:
     """A dataset directory, read only."""
 
     def __init__(self, root: Path) -> None:
-        if missing := missing_tables(root):
+        try:
+            missing = missing_tables(root)
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{str(root)[:200]}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+        if missing:
             raise DatasetError(f"{root}: is no dataset (no {', '.join(missing)}); give the directory of a run")
         self.root = root
         self.store = Store(root)
@@ -49,7 +53,12 @@ class Dataset:
         try:
             for name in TABLES:
                 connection.register(name, self.arrow(name))
-            result: Any = connection.sql(query).to_arrow_table()
+            if len(connection.extract_statements(query)) != 1:
+                raise UsageError("query: exactly one statement is needed")
+            answer: Any = connection.sql(query)
+            if answer is None:
+                raise UsageError("query: a SELECT is needed")
+            result = answer.to_arrow_table()
             return _plain_integers(result)
         except duckdb.Error as error:
             raise UsageError(f"query: {str(error).splitlines()[0]}") from None

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sweep.dataset.files import TEMP_PREFIX, file_sha256, parquet_bytes, publish, publish_json, read_json, sha256
+from sweep.dataset.files import TEMP_PREFIX, file_sha256, parquet_bytes, publish, publish_json, read_object, sha256
 from sweep.errors import DatasetError, EnvironmentProblemError
 from sweep.schema import TABLES, arrow_schema
 
@@ -46,6 +46,11 @@ def _record(entry: Any) -> PartRecord:
         return PartRecord(entry["table"], name, int(entry["rows"]), int(entry["bytes"]), str(entry["sha256"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"a commit record cannot be understood ({error}); delete it and run again") from None
+
+
+def root_digest(records: Iterable[PartRecord]) -> str:
+    """Digest of a seal's files: names and sha256."""
+    return hashlib.sha256("".join(f"{r.table}/{r.name} {r.sha256}\n" for r in records).encode()).hexdigest()
 
 
 def chunk_key(point_ids: Iterable[str]) -> str:
@@ -84,31 +89,100 @@ class Store:
             yield
 
     def sealed(self) -> dict[str, Any] | None:
-        return read_json(self.sealed_path) if self.sealed_path.exists() else None
+        """sealed.json, or None where there is none. Raises DatasetError for one of another shape."""
+        if not self.sealed_path.exists():
+            return None
+        sealed = read_object(self.sealed_path)
+        if not isinstance(sealed.get("parts"), list) or not isinstance(sealed.get("absorbed"), list):
+            raise DatasetError(f"{self.sealed_path}: is no seal (parts or absorbed are missing); delete it and run again")
+        return sealed
+
+    def commits(self) -> dict[str, list[PartRecord]]:
+        """Parts by the commit that names them; those of the seal under ''."""
+        sealed = self.sealed() or {"parts": [], "absorbed": []}
+        found = {"": [_record(entry) for entry in sealed["parts"]]}
+        for path in sorted((self.root / "commits").glob("*.json")):
+            if path.stem not in sealed["absorbed"]:
+                parts = read_object(path).get("parts")
+                if not isinstance(parts, list):
+                    raise DatasetError(f"{path}: is no commit record; delete it and run again")
+                found[path.stem] = [_record(entry) for entry in parts]
+        return found
 
     def records(self) -> list[PartRecord]:
         """Every part that counts: those of the seal, and of commits made since."""
-        sealed = self.sealed() or {}
-        absorbed = set(sealed.get("absorbed", ()))
-        records = [_record(entry) for entry in sealed.get("parts", ())]
-        for path in sorted((self.root / "commits").glob("*.json")):
-            if path.stem not in absorbed:
-                records += [_record(entry) for entry in read_json(path)["parts"]]
-        return records
+        return [record for records in self.commits().values() for record in records]
 
     def paths(self, table: str) -> list[Path]:
         return [self.root / table / record.name for record in self.records() if record.table == table]
 
+    def damage(self, record: PartRecord) -> str:
+        """What is wrong with a part, or ''."""
+        path = self.root / record.table / record.name
+        if not path.exists():
+            return f"{path}: is missing"
+        if path.stat().st_size != record.nbytes or file_sha256(path) != record.sha256:
+            return f"{path}: is damaged (size or sha256 differs from its commit)"
+        return ""
+
     def check(self) -> list[str]:
-        """Bytes and digests of every part that counts; one line for each that is wrong."""
-        wrong = []
-        for record in self.records():
-            path = self.root / record.table / record.name
-            if not path.exists():
-                wrong.append(f"{path}: is missing")
-            elif path.stat().st_size != record.nbytes or file_sha256(path) != record.sha256:
-                wrong.append(f"{path}: is damaged (size or sha256 differs from its commit)")
+        """One line for each part that is missing, damaged or unknown, and for digests that do not fit."""
+        records = self.records()
+        wrong = [text for record in records if (text := self.damage(record))]
+        known = {(record.table, record.name) for record in records}
+        for table in TABLES:
+            for path in sorted((self.root / table).glob("*.parquet")):
+                if (table, path.name) not in known:
+                    wrong.append(f"{path}: belongs to no commit; the next run removes it")
+        sealed = self.sealed()
+        if sealed is not None and sealed.get("root_digest") != root_digest(self.commits()[""]):
+            wrong.append(f"{self.sealed_path}: root_digest does not fit the parts it names; run again to seal anew")
         return wrong
+
+    def repair(self) -> list[str]:
+        """Put damaged parts aside, with what was committed beside them, so that their points run again; one line each.
+
+        The good rows of a chunk or seal that lost a part are committed anew: only points that miss rows are lost."""
+        told = []
+        for key, records in self.commits().items():
+            bad = [record for record in records if self.damage(record)]
+            if not bad:
+                continue
+            told += [self.damage(record) for record in bad]
+            good = [record for record in records if record not in bad]
+            rows = {name: [self._part(record) for record in good if record.table == name] for name in TABLES}
+            for record in bad:
+                self._put_aside(record)
+            self._forget(key)
+            self._commit_whole(rows, {record.table for record in bad})
+        if told:
+            self.sweep_up()
+        return told
+
+    def _part(self, record: PartRecord) -> pa.Table:
+        schema = arrow_schema(record.table)
+        return self._read_part(self.root / record.table / record.name, schema.names).cast(schema)
+
+    def _put_aside(self, record: PartRecord) -> None:
+        path = self.root / record.table / record.name
+        if path.exists():
+            (self.root / "quarantine").mkdir(exist_ok=True)
+            path.replace(self.root / "quarantine" / f"{record.table}-{record.name}")
+
+    def _forget(self, key: str) -> None:
+        (self.root / "commits" / f"{key}.json" if key else self.sealed_path).unlink(missing_ok=True)
+
+    def _commit_whole(self, parts: dict[str, list[pa.Table]], broken: set[str]) -> None:
+        """Commit the points whose rows in `points` and `steps` are both still there: none if either table lost a part."""
+        if not parts["points"] or not parts["steps"]:
+            return
+        tables = {name: pa.concat_tables(found) if found else arrow_schema(name).empty_table() for name, found in parts.items()}
+        if broken - {"errors"}:
+            ids = set(tables["points"].column("point_id").to_pylist()) & set(tables["steps"].column("point_id").to_pylist())
+            keep = pa.array(sorted(ids), pa.string())
+            tables = {name: table.filter(pc.is_in(table.column("point_id"), value_set=keep)) for name, table in tables.items()}
+        if tables["points"].num_rows:
+            self.commit(chunk_key(tables["points"].column("point_id").to_pylist()), tables)
 
     def done(self) -> set[str]:
         """Ids of the points that are committed."""
@@ -165,11 +239,10 @@ class Store:
                 digest = _content_digest(rows).hex()[:24]
                 records.append(self._publish_part(name, f"part-{start // SEALED_FILE_ROWS:05d}-{digest}.parquet", rows))
         parts = [record.as_json() for record in records]
-        root = hashlib.sha256("".join(f"{r.table}/{r.name} {r.sha256}\n" for r in records).encode()).hexdigest()
         sealed = {
             "study_digest": study_digest,
             "parts": parts,
-            "root_digest": root,
+            "root_digest": root_digest(records),
             "content_digest": content.hexdigest(),
             "absorbed": commits,
         }

@@ -1,13 +1,13 @@
 """The contract of executors, and the loop that drives any of them: bounded window, retries, halving.
 
-A chunk that fails as a whole (its worker was killed) is tried again, then halved until one point is left, which then
-becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
+A chunk that fails as a whole (its worker was killed) is tried again alone, then halved until one point is left, which
+then becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,12 +21,13 @@ MAX_ATTEMPTS = 2
 POLL_SECONDS = 0.5
 
 
-@dataclass
+@dataclass(frozen=True)
 class Chunk:
     """Points that run in one call and are committed together."""
 
     points: list[PlannedPoint]
     attempt: int = 1
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,28 +79,43 @@ class Pool(Protocol):
 
 
 def drive(pool: Pool, chunks: Iterator[Chunk], stopping: Callable[[], bool]) -> Iterator[ChunkResult]:
-    """Keep a window of chunks at work until all are done, or until `stopping()` says so (then what runs is finished)."""
-    waiting: deque[Chunk] = deque()
+    """Keep a window of chunks at work until all are done, or until `stopping()` says so (then what runs is finished).
+
+    When a worker dies, all chunks in flight may fail with it: each is a suspect, and suspects run alone, so that only
+    the guilty one is counted, halved, and in the end told apart."""
+    suspects: deque[Chunk] = deque()
     running: dict[Any, Chunk] = {}
     while True:
-        while len(running) < 2 * pool.slots and not stopping():
-            chunk = waiting.popleft() if waiting else next(chunks, None)
+        while len(running) < _window(pool, running, suspects) and not stopping():
+            chunk = suspects.popleft() if suspects else next(chunks, None)
             if chunk is None:
                 break
             running[pool.submit(chunk)] = chunk
         if not running:
             return
+        alone = len(running) == 1
         for handle, outcome in pool.wait(list(running), POLL_SECONDS):
             chunk = running.pop(handle)
             if isinstance(outcome, ChunkResult):
                 yield outcome
+            elif not alone:
+                suspects.append(replace(chunk, suspect=True))
             elif chunk.attempt < MAX_ATTEMPTS:
-                waiting.append(Chunk(chunk.points, chunk.attempt + 1))
+                suspects.append(replace(chunk, attempt=chunk.attempt + 1, suspect=True))
             elif len(chunk.points) > 1:
                 half = len(chunk.points) // 2
-                waiting.extend((Chunk(chunk.points[:half]), Chunk(chunk.points[half:])))
+                suspects.extend((Chunk(chunk.points[:half], suspect=True), Chunk(chunk.points[half:], suspect=True)))
             else:
                 yield lost_point(chunk.points[0], outcome)
+
+
+def _window(pool: Pool, running: dict[Any, Chunk], suspects: deque[Chunk]) -> int:
+    """How many chunks may be in flight: one while there are suspects, and nothing new beside them."""
+    if any(chunk.suspect for chunk in running.values()):
+        return 1
+    if suspects:
+        return 1 if not running else 0
+    return 2 * pool.slots
 
 
 def lost_point(planned: PlannedPoint, error: Exception) -> ChunkResult:

@@ -1,8 +1,10 @@
 """Processes of this machine, without Ray."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +19,16 @@ def _start(context: Context) -> None:
     """In a new worker: keep the context; leave Ctrl-C to the driver."""
     global _context
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     _context = context
+
+
+def _end_with_driver() -> None:
+    """A driver that was killed leaves no workers behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run(chunk: Chunk) -> ChunkResult:

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sweep.dataset.files import publish, read_json
+from sweep.dataset.files import publish, read_object
 from sweep.dataset.read import Dataset
 from sweep.errors import DatasetError
 from sweep.report.claims import Judged, judge, worlds_of
@@ -92,7 +92,7 @@ def _spread(judged: Judged) -> str:
 def build_report(root: Path) -> Report:
     """Compute the report of a dataset and write DIR/report/index.html. Raises DatasetError."""
     dataset = Dataset(root)
-    record = read_json(root / "study.json")
+    record = read_object(root / "study.json")
     points = dataset.points()
     if points.empty:
         raise DatasetError(f"{root}: holds no points yet; run the study first")
