@@ -196,7 +196,10 @@ def parse_workload(name: str, table: Any, sources: Sequence[Source], location: L
     ]
     steps = table.get("steps")
     if not isinstance(steps, list) or not steps or len(steps) > 10_000:
-        return None, [*faults, Fault(where, f"{label}.steps".lstrip("."), "must be a list of 1 to 10,000 steps")]
+        return None, [
+            *faults,
+            Fault(where_is(sources, (*location, "steps")), f"{label}.steps".lstrip("."), "must be a list of 1 to 10,000 steps"),
+        ]
     specs = []
     for number, step in enumerate(steps):
         try:

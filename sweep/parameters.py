@@ -4,7 +4,7 @@ Names are those of the contract; sizes are bytes inside the program and written 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -147,6 +147,18 @@ class Point(BaseModel):
 
 COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_bytes", "guest_page": "guest_page_bytes"}
 PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)
+
+
+def _literals(annotation: Any) -> frozenset[str]:
+    """The strings that an annotation with a Literal in it allows; empty where there is none."""
+    if get_origin(annotation) is Literal:
+        return frozenset(value for value in get_args(annotation) if isinstance(value, str))
+    return frozenset().union(*(_literals(part) for part in get_args(annotation)))
+
+
+ALLOWED_VALUES: Mapping[str, frozenset[str]] = {
+    name: allowed for name, info in Point.model_fields.items() if (allowed := _literals(info.annotation))
+}
 
 
 def _check_hugetlb(p: Point) -> str:

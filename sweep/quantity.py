@@ -41,9 +41,9 @@ def human_size(size: float) -> str:
     """For people: three digits and a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
-            return f"{size:.3g} {unit}"
+            return f"{size:.0f} {unit}" if abs(size) >= 100 else f"{size:.3g} {unit}"
         size /= 1024
-    return f"{size:.3g} TiB"
+    return f"{size:.0f} TiB" if abs(size) >= 100 else f"{size:.3g} TiB"
 
 
 def human_time(seconds: float) -> str:

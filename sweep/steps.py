@@ -200,11 +200,11 @@ def _check_list(path: Path, pages: int, vcpus: int) -> str:
     try:
         listed = read_touch_list(path)
     except StudyError as error:
-        return "; ".join(f"{fault.where} {fault.text}" for fault in error.faults)
+        return "touch_list: " + "; ".join(f"{fault.where} {fault.text}" for fault in error.faults)
     for name, column, limit in (("vcpu", listed.vcpu, vcpus), ("gfn", listed.gfn, pages)):
         bad = np.flatnonzero((column < 0) | (column >= limit))
         if len(bad):
-            return f"{path}: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}"
+            return f"touch_list: {path}: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}"
     return ""
 
 

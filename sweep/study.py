@@ -13,7 +13,7 @@ from sweep.configs import CostFile, Workload, digest_of, load_costs, load_worklo
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
 from sweep.locate import Location, Source, where_is
-from sweep.parameters import CHECKS, NAME_PATTERN, PARAMETERS, Point
+from sweep.parameters import ALLOWED_VALUES, CHECKS, NAME_PATTERN, PARAMETERS, Point
 from sweep.steps import check_step
 from sweep.where import Where, WhereError
 
@@ -94,7 +94,7 @@ class _Reader:
 
     def where(self, location: Location) -> str:
         if len(location) == 2 and location[1] in self.overridden and location[0] in ("study", "point"):
-            return f"--set {self.overridden[str(location[1])]}"
+            return "--set"
         return where_is(self.sources, location)
 
     def fault(self, location: Location, text: str) -> None:
@@ -135,7 +135,8 @@ class _Reader:
         if not isinstance(value, dict):
             self.fault(location, "must be a table of parameters")
             return {}
-        return {key: self.parameter((*location, key), key, entry) for key, entry in value.items()}
+        checked = {key: self.parameter((*location, key), key, entry) for key, entry in value.items()}
+        return {key: entry for key, entry in checked.items() if key in PARAMETERS}
 
 
 FIELD_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
@@ -323,7 +324,10 @@ def _axis_values(reader: _Reader, location: Location, given: Any) -> list[Any] |
         if kind in _GENERATORS and isinstance(numbers, list) and all(type(n) in (int, float) for n in numbers):
             try:
                 values = _GENERATORS[kind](*numbers)
-            except (TypeError, ValueError, OverflowError) as error:
+            except TypeError:
+                reader.fault(location, f"{kind} = {short(numbers)}: {_SHAPES[kind]} is needed")
+                return None
+            except (ValueError, OverflowError) as error:
                 reader.fault(location, f"{kind} = {short(numbers)}: {error}")
                 return None
             return values
@@ -354,6 +358,7 @@ def _linspace(low: float, high: float, n: int) -> list[float]:
 
 
 _GENERATORS: Mapping[str, Callable[..., list[Any]]] = {"range": _range, "pow2": _pow2, "linspace": _linspace}
+_SHAPES = {"range": "[start, stop, step] of whole numbers", "pow2": "[low, high] of whole numbers", "linspace": "[low, high, n]"}
 
 
 def _read_where(reader: _Reader, location: Location, text: Any) -> Where | None:
@@ -362,7 +367,7 @@ def _read_where(reader: _Reader, location: Location, text: Any) -> Where | None:
     try:
         if not isinstance(text, str):
             raise WhereError(f"{text!r}: must be text")
-        return Where(text, frozenset(PARAMETERS))
+        return Where(text, frozenset(PARAMETERS), ALLOWED_VALUES)
     except WhereError as error:
         reader.fault(location, str(error))
         return None
@@ -381,10 +386,13 @@ def _used(blocks: Sequence[Block], name: str) -> list[Any]:
 
 def _read_workloads(reader: _Reader, blocks: Sequence[Block]) -> dict[str, Workload]:
     own = reader.content.get("workload", {})
-    own = own if isinstance(own, dict) else {}
+    if not isinstance(own, dict):
+        reader.fault(("workload",), "must be a table of workloads, [workload.NAME]")
+        own = {}
     shared = shared_workloads()
     found: dict[str, Workload] = {}
-    for name in _used(blocks, "workload"):
+    used = _used(blocks, "workload")
+    for name in [*own, *(name for name in used if name not in own)]:
         if name in own:
             workload, faults = parse_workload(name, own[name], reader.sources, ("workload", name))
         elif name in shared:
@@ -393,7 +401,7 @@ def _read_workloads(reader: _Reader, blocks: Sequence[Block]) -> dict[str, Workl
             reader.fault(("point", "workload"), f"workload {name!r} is unknown; {nearest(name, [*own, *shared])}")
             continue
         reader.faults += faults
-        if workload is not None and not faults:
+        if workload is not None and not faults and name in used:
             found[name] = workload
     return found
 
@@ -441,16 +449,20 @@ def _check_combinations(reader: _Reader, blocks: Sequence[Block], workloads: Map
         except WhereError as error:
             reader.fault((*at, "where"), str(error))
             continue
-        for place, text in reasons:
+        if reasons is None:
+            reader.notes.append(f"{reader.where((*at, 'where'))}: block.{number}.where keeps no point of its block")
+        for place, text in reasons or ():
             fault = Fault(reader.where(place or at), ".".join(map(str, place or at)), text)
             reader.faults.append(fault)
 
 
-def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]]:
-    """(place, what is wrong) of a block's points, each once; an empty place means the block."""
+def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]] | None:
+    """(place, what is wrong) of a block's points, each once; an empty place means the block. None: it has no points."""
     found: dict[tuple[Location, str], None] = {}
     seen: set[tuple[Any, ...]] = set()
+    empty = True
     for point in kept_points(block):
+        empty = False
         for text in (check(point) for check in CHECKS):
             if text:
                 found[((), f"{text}; change the value, or leave such points out with where")] = None
@@ -463,7 +475,7 @@ def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Loca
             text = check_step(spec, workload.folder, point.memory, point.vcpus, point.kernel)
             if text:
                 found[(("workload", point.workload, "steps", number), text)] = None
-    return list(found)
+    return None if empty else list(found)
 
 
 def study_digest(study: Study) -> str:

@@ -14,6 +14,7 @@ from sweep.quantity import BINARY_UNITS, parse_size
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 40
+COUNTS = frozenset({"vcpus", "prealloc_threads", "cores", "thp_failure"})
 SIZE_NAMES = frozenset({"memory", "offset", "guest_page"})
 Value = Any
 
@@ -43,9 +44,11 @@ class WhereError(ValueError):
 
 
 class Where:
-    """A compiled condition. `Where(text, names)` raises WhereError; calling it with a point's values says whether it holds."""
+    """A compiled condition. `Where(text, names)` raises WhereError; calling it with a point's values says whether it holds.
 
-    def __init__(self, text: str, names: frozenset[str]) -> None:
+    `allowed` names the values that a parameter can have: comparing it with any other text is a fault, not just false."""
+
+    def __init__(self, text: str, names: frozenset[str], allowed: Mapping[str, frozenset[str]] | None = None) -> None:
         if len(text) > MAX_LENGTH:
             raise WhereError(f"{len(text)} characters; at most {MAX_LENGTH} are allowed")
         try:
@@ -53,6 +56,7 @@ class Where:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise WhereError(f"cannot be read: {getattr(error, 'msg', error)}") from None
         self._names = names
+        self._allowed = allowed or {}
         self.text = " ".join(text.split())
         self.used: set[str] = set()
         self._check(self._tree, 0)
@@ -80,10 +84,26 @@ class Where:
             if isinstance(child, ast.expr):
                 self._check(child, depth + 1)
 
-    @staticmethod
-    def _check_operators(node: ast.AST) -> None:
-        if isinstance(node, ast.Compare) and any(type(op) not in _COMPARE for op in node.ops):
+    def _check_operators(self, node: ast.AST) -> None:
+        if not isinstance(node, ast.Compare):
+            return
+        if any(type(op) not in _COMPARE for op in node.ops):
             raise WhereError(f"this comparison is not allowed; allowed are {_ALLOWED}")
+        for op, right in zip(node.ops, node.comparators, strict=True):
+            if isinstance(op, ast.In | ast.NotIn) and not isinstance(right, ast.List | ast.Tuple):
+                raise WhereError("in needs a list on its right, like backing in ['shmem', 'anonymous']")
+        sides = [part for side in (node.left, *node.comparators) for part in getattr(side, "elts", [side])]
+        names = [side.id for side in sides if isinstance(side, ast.Name)]
+        texts = [side.value for side in sides if isinstance(side, ast.Constant) and isinstance(side.value, str)]
+        for name in names:
+            for text in texts:
+                self._check_value(name, text)
+
+    def _check_value(self, name: str, text: str) -> None:
+        if name in self._allowed and text not in self._allowed[name]:
+            raise WhereError(f"{name} is never {text!r}; it is one of {', '.join(sorted(self._allowed[name]))}")
+        if name in COUNTS:
+            raise WhereError(f"{name} is a number, and never {text!r}")
 
     def __call__(self, values: Mapping[str, Value]) -> bool:
         """True if the point is kept. Raises WhereError where the types do not fit."""
