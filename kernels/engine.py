@@ -176,7 +176,7 @@ def possible_state(host: int, leaf: int) -> bool:
     """No SPTE without a host entry, no writable SPTE over a read-only one."""
     if host == HostPte.NONE:
         return leaf == Spte.N
-    return host != HostPte.Z_RO or leaf != Spte.RW
+    return host != HostPte.Z_RO or leaf <= Spte.RO
 
 
 @jit
@@ -243,7 +243,7 @@ def mapped_pages(m: Machine) -> tuple[int, int]:
     small, large = 0, 0
     for region in range(len(m.spte_pmd)):
         pmd = m.spte_pmd[region]
-        if pmd == SptePmd.RO or pmd == SptePmd.RW:
+        if pmd != SptePmd.N and pmd != SptePmd.T:
             large += 1
         elif pmd == SptePmd.T:
             for page in range(region << PMD_ORDER, min((region + 1) << PMD_ORDER, len(m.pte))):

@@ -10,7 +10,7 @@ import numpy as np
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, release, wait_for_page, wake_page_waiters
-from kernels.mmu import install, spte_allows
+from kernels.mmu import install, mark_dirty, spte_allows
 from kernels.mmu_notifier import (
     begin_replacement,
     in_flight_range,
@@ -104,6 +104,8 @@ def try_access(m: Machine, env: Env, actor: int) -> bool:
     """Execute the instruction: it goes through, or exits with an EPT violation / nested page fault."""
     c = m.cpu[actor]
     if spte_allows(m, c[Cpu.GFN], c[Cpu.WRITE]):
+        if c[Cpu.WRITE]:
+            mark_dirty(m, c[Cpu.GFN])
         if not c[Cpu.AGAIN]:
             m.counters[Counter.HITS] += 1
         c[Cpu.AGAIN] = 0

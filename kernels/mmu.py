@@ -14,8 +14,18 @@ def spte_allows(m: Machine, page: int, write: int) -> bool:
     """The guest's access needs no exit."""
     pmd = m.spte_pmd[page >> PMD_ORDER]
     if pmd == SptePmd.T:
-        return spte(m, page) > write  # N < RO < RW, and write is 0 or 1
-    return pmd != SptePmd.N and pmd > write
+        return spte(m, page) > write  # N < RO < RW < RW_CLEAN, and write is 0 or 1
+    return pmd > write
+
+
+@jit
+def mark_dirty(m: Machine, page: int) -> None:
+    """The guest wrote through the entry: the processor sets its Dirty bit."""
+    region = page >> PMD_ORDER
+    if m.spte_pmd[region] == SptePmd.RW_CLEAN:
+        m.spte_pmd[region] = SptePmd.RW
+    elif m.spte_pmd[region] == SptePmd.T and spte(m, page) == Spte.RW_CLEAN:
+        set_spte(m, page, Spte.RW)
 
 
 @jit
@@ -28,50 +38,40 @@ def maps_2m(m: Machine, page: int) -> bool:
 
 
 @jit
-def outcome_of(env: Env, old: int, new: int, write: int) -> int:
-    """RET_PF_* of setting a leaf over `old` (0: non-present); Spte and SptePmd agree on N, RO and RW.
+def rewritten(env: Env, old: int, writable: int) -> int:
+    """make_spte(): the leaf that a fault writes over `old`."""
+    if not writable:
+        return Spte.RO
+    over_writable = old == Spte.RW or old == Spte.RW_CLEAN
+    return Spte.RW_CLEAN if over_writable and env.policy[Behaviour.REWRITE_DROPS_DIRTY] else Spte.RW
 
-    Equal read-only leaves compare equal. An equal writable one differs in the Dirty bit up to 6.12, so it counts as
-    fixed; from 6.13 on any access that is allowed already is spurious."""
-    if old == new and old == Spte.RO:
-        return Outcome.SPURIOUS
+
+@jit
+def leaf_after(env: Env, old: int, write: int, writable: int) -> int:
+    """The leaf after a fault that found `old`; equal to it where the fault is spurious."""
     if old > write and env.policy[Behaviour.DUPLICATE_IS_SPURIOUS]:
-        return Outcome.SPURIOUS
-    return Outcome.FIXED
-
-
-@jit
-def install_2m(m: Machine, env: Env, region: int, new: int, write: int) -> int:
-    old = np.int64(m.spte_pmd[region])
-    outcome = outcome_of(env, old, new, write)
-    if outcome == Outcome.FIXED:
-        m.spte_pmd[region] = new
-        if old == SptePmd.N:
-            m.gauges[Gauge.PAGES_2M] += 1
-    return outcome
-
-
-@jit
-def install_4k(m: Machine, env: Env, page: int, new: int, write: int) -> int:
-    region = page >> PMD_ORDER
-    if m.spte_pmd[region] == SptePmd.N:
-        m.spte_pmd[region] = SptePmd.T
-    old = spte(m, page)
-    outcome = outcome_of(env, old, new, write)
-    if outcome == Outcome.FIXED:
-        set_spte(m, page, new)
-        if old == Spte.N:
-            m.gauges[Gauge.PAGES_4K] += 1
-    return outcome
+        return old
+    return rewritten(env, old, writable)
 
 
 @jit
 def install(m: Machine, env: Env, page: int, write: int, writable: int) -> int:
-    """kvm_tdp_mmu_map(): returns Outcome.FIXED or SPURIOUS."""
-    new = np.int64(Spte.RW if writable else Spte.RO)
-    if maps_2m(m, page):
-        return install_2m(m, env, page >> PMD_ORDER, new, write)
-    return install_4k(m, env, page, new, write)
+    """kvm_tdp_mmu_map(), tdp_mmu_map_handle_target_level(): returns Outcome.FIXED or SPURIOUS."""
+    region = page >> PMD_ORDER
+    huge = maps_2m(m, page)
+    if not huge and m.spte_pmd[region] == SptePmd.N:
+        m.spte_pmd[region] = SptePmd.T
+    old = np.int64(m.spte_pmd[region]) if huge else spte(m, page)
+    new = leaf_after(env, old, write, writable)
+    if new == old:
+        return Outcome.SPURIOUS
+    if huge:
+        m.spte_pmd[region] = new
+    else:
+        set_spte(m, page, new)
+    if old == Spte.N:
+        m.gauges[Gauge.PAGES_2M if huge else Gauge.PAGES_4K] += 1
+    return Outcome.FIXED
 
 
 @jit

@@ -29,8 +29,8 @@ class Behaviour(IntEnum):
     """A write to the huge zero page allocates a THP (1); before: the PMD is split and one page copied (0).
     1ced09e0331f (6.13)."""
     DUPLICATE_IS_SPURIOUS = 4
-    """A fault that finds its access already allowed is RET_PF_SPURIOUS: 386d69f9f29b (6.13). Before, make_spte() left
-    the Dirty bit out, the entry differed, and the fault counted as fixed."""
+    """A fault that finds its access already allowed is RET_PF_SPURIOUS, and leaves the entry alone: 386d69f9f29b (6.13).
+    Before, the entry is written anew; only one that compares equal is spurious."""
     HUGETLB_PGFAULT = 5
     """GUP faults hugetlb through handle_mm_fault(), which counts pgfault: follow_hugetlb_page() retired by
     4849807114b8 (6.6)."""
@@ -39,6 +39,9 @@ class Behaviour(IntEnum):
     ALWAYS_WRITABLE = 7
     """Every GUP of the slot asks for write permission: the memslot flag sketched in ZN5elYQ5szQndN8n@google.com.
     Not merged."""
+    REWRITE_DROPS_DIRTY = 8
+    """make_spte() over a writable entry leaves the Dirty bit out, so that the first duplicate differs and counts as fixed:
+    "KVM: X86: Don't check unsync if the original spte is writible", Lai Jiangshan, August 2021 (5.16)."""
 
 
 class Version(NamedTuple):
@@ -66,6 +69,7 @@ class Regime(NamedTuple):
 
 REGIMES: tuple[Regime, ...] = (
     Regime(OLDEST, dict.fromkeys(Behaviour, 0) | {Behaviour.CHANGE_PTE: 1}),
+    Regime(Version(5, 16), {Behaviour.REWRITE_DROPS_DIRTY: 1}),
     Regime(Version(6, 6), {Behaviour.HUGETLB_PGFAULT: 1}),
     Regime(Version(6, 8), {Behaviour.STALE_PRECHECK: 1}),
     Regime(Version(6, 10), {Behaviour.CHANGE_PTE: 0}),

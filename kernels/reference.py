@@ -52,6 +52,7 @@ class Vm(Scheduler):
         self.host_pte: dict[int, HostPte] = {}  # by page; missing: NONE
         self.leaf_2m: dict[int, bool] = {}  # KVM's leaf entries, by region: writable
         self.leaf_4k: dict[int, bool] = {}  # by page: writable
+        self.clean: set[tuple[str, int]] = set()  # writable leaves with the Dirty bit clear: (gauge, place)
         self.tables: set[int] = set()  # regions in which KVM has a table of 4K entries
         self.seq = 0  # mmu_invalidate_seq
         self.in_progress = 0  # mmu_invalidate_in_progress
@@ -74,6 +75,8 @@ class Vm(Scheduler):
             self.count["hits"] += self.allows(gfn, write)
             while not self.allows(gfn, write):
                 yield from self.handle_exit(task, gfn, write)
+            if write:  # the processor sets the Dirty bit
+                self.clean -= {("pages_2m", gfn // PMD_PAGES), ("pages_4k", gfn)}
             yield Guest(self.costs[Cost.TOUCH_NS] + think_ns)
 
     def handle_exit(self, task: Task, gfn: int, write: bool) -> Path[None]:
@@ -151,10 +154,14 @@ class Vm(Scheduler):
             # 6.13: "if (is_shadow_present_pte(old) && (fault->prefetch || is_access_allowed(fault, old)))"
             if old is not None and (prefetch or old or not write):
                 return Outcome.SPURIOUS
-        elif old is False and not map_writable:
-            return Outcome.SPURIOUS  # equal. An equal writable one is not: make_spte() leaves the Dirty bit out
+        # Before, the entry is written anew: equal is spurious. make_spte() over a writable one leaves the Dirty bit out.
+        clean = bool(old and map_writable and self.behaviour[Behaviour.REWRITE_DROPS_DIRTY])
+        if old is map_writable and clean is ((gauge, place) in self.clean):
+            return Outcome.SPURIOUS
         self.gauge[gauge] += old is None
         leaves[place] = map_writable
+        self.clean -= {(gauge, place)}
+        self.clean |= {(gauge, place)} if clean else set()
         return Outcome.FIXED
 
     def zap_leafs(self, start: int, end: int) -> bool:
@@ -165,6 +172,7 @@ class Vm(Scheduler):
             del self.leaf_4k[gfn]
         for region in large:
             del self.leaf_2m[region]
+        self.clean -= {("pages_4k", gfn) for gfn in small} | {("pages_2m", region) for region in large}
         self.gauge["pages_4k"] -= len(small)
         self.gauge["pages_2m"] -= len(large)
         return bool(small or large)
@@ -487,8 +495,13 @@ class Reference:
 
 def end_state(vm: Vm, results: list[Result]) -> Reference:
     regions, pages = range(-(-vm.pages // PMD_PAGES)), range(vm.pages)
-    leaf = {None: Spte.N, False: Spte.RO, True: Spte.RW}
-    large = {region: SptePmd.RW if writable else SptePmd.RO for region, writable in vm.leaf_2m.items()}
+
+    def leaf(gauge: str, place: int, writable: bool | None) -> Spte:
+        if writable and (gauge, place) in vm.clean:
+            return Spte.RW_CLEAN
+        return {None: Spte.N, False: Spte.RO, True: Spte.RW}[writable]
+
+    large = {region: SptePmd(leaf("pages_2m", region, writable)) for region, writable in vm.leaf_2m.items()}
     return Reference(
         steps=results,
         counters={name: sum(r.counters[name] for r in results) for name in vm.count},
@@ -496,7 +509,7 @@ def end_state(vm: Vm, results: list[Result]) -> Reference:
         host_pmd=[vm.host(region) for region in regions],
         spte_pmd=[SptePmd.T if region in vm.tables else large.get(region, SptePmd.N) for region in regions],
         host_pte=[vm.pte(page) if vm.host(page // PMD_PAGES) == HostPmd.TBL else None for page in pages],
-        spte=[leaf[vm.leaf_4k.get(page)] if page // PMD_PAGES in vm.tables else None for page in pages],
+        spte=[leaf("pages_4k", page, vm.leaf_4k.get(page)) if page // PMD_PAGES in vm.tables else None for page in pages],
         seq=vm.seq,
     )
 

@@ -39,12 +39,13 @@ class HostPte(IntEnum):
 
 
 class SptePmd(IntEnum):
-    """KVM's 2 MiB entry (TDP MMU): non-present, leaf read-only, leaf writable, or a 4 KiB table below."""
+    """KVM's 2 MiB entry (TDP MMU): non-present, leaf (as in Spte), or a 4 KiB table below."""
 
     N = 0
     RO = 1
     RW = 2
-    T = 3
+    RW_CLEAN = 3
+    T = 4
 
 
 class Spte(IntEnum):
@@ -53,6 +54,7 @@ class Spte(IntEnum):
     N = 0
     RO = 1
     RW = 2
+    RW_CLEAN = 3  # writable, Dirty bit clear: a second fault on a writable leaf wrote it so, until a guest write sets the bit
 
 
 # One byte holds both halves of a page's state: HostPte in the low nibble, Spte in the high one.
@@ -315,6 +317,7 @@ def _dense(table: type[IntEnum]) -> None:
         raise AssertionError(f"{table.__name__} is not dense")
 
 
+assert [int(m) for m in Spte] == [int(m) for m in SptePmd][: len(Spte)]  # leaves are the same at both levels
 for _table in (HostPmd, HostPte, SptePmd, Spte, Backing, Phase, Outcome, Action, Counter, Gauge, Cpu, Vm, Stream, Trace):
     _dense(_table)
 assert PMD_BYTES == 2 << 20

@@ -38,6 +38,7 @@ def test_regimes_are_in_order_and_the_first_is_complete() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "first_with", "before", "after"),
     [
+        (Behaviour.REWRITE_DROPS_DIRTY, "5.16", 0, 1),
         (Behaviour.HUGETLB_PGFAULT, "6.6", 0, 1),
         (Behaviour.STALE_PRECHECK, "6.8", 0, 1),
         (Behaviour.CHANGE_PTE, "6.10", 1, 0),
