@@ -40,7 +40,6 @@ class CostFile:
     name: str
     values: Mapping[Cost, int]
     ranges: Mapping[Cost, tuple[int, int]]
-    guessed: frozenset[Cost]
     notes: tuple[str, ...]
 
     def digest(self) -> str:
@@ -58,7 +57,7 @@ class CostFile:
             number = int(value)
         else:
             raise ValueError(f"{text!r}: low, high or a number of ns is needed behind the =")
-        return CostFile(f"{self.name}@{text}", {**self.values, cost: number}, self.ranges, self.guessed, self.notes)
+        return CostFile(f"{self.name}@{text}", {**self.values, cost: number}, self.ranges, self.notes)
 
 
 def load_costs(text: str, folder: Path) -> CostFile:
@@ -87,7 +86,7 @@ def load_costs(text: str, folder: Path) -> CostFile:
 def _read_costs(name: str, path: Path, _mtime_ns: int, _size: int) -> CostFile:
     content, text = read_toml(path)
     faults: list[Fault] = []
-    found = _Costs({}, {}, set(), [])
+    found = _Costs({}, {}, [])
     for key in set(content) - {"about", "cost"}:
         faults.append(Fault(where_is([(path, text)], (key,)), key, f"unknown table; {nearest(key, ('about', 'cost'))}"))
     costs = content.get("cost", {})
@@ -104,13 +103,12 @@ def _read_costs(name: str, path: Path, _mtime_ns: int, _size: int) -> CostFile:
         raise StudyError(faults)
     values = {cost: found.values[cost] for cost in Cost}
     ranges = {cost: found.ranges[cost] for cost in Cost}
-    return CostFile(name, values, ranges, frozenset(found.guessed), tuple(found.notes))
+    return CostFile(name, values, ranges, tuple(found.notes))
 
 
 class _Costs(NamedTuple):
     values: dict[Cost, int]
     ranges: dict[Cost, tuple[int, int]]
-    guessed: set[Cost]
     notes: list[str]
 
 
@@ -124,8 +122,6 @@ def _add_cost(found: _Costs, path: Path, key: str, entry: Any) -> str:
         return fault
     cost = COST_NAMES[key]
     found.values[cost], found.ranges[cost] = value, (low, high)
-    if entry.get("basis") == "guess":
-        found.guessed.add(cost)
     if value == 0:
         found.notes.append(f"{path}: cost.{key} is 0")
     elif not low <= value <= high:

@@ -82,4 +82,4 @@ def _workload(name: str, entry: dict[str, Any]) -> Workload:
 
 def _costs(name: str, entry: dict[str, int]) -> CostFile:
     values: dict[Cost, int] = {COST_NAMES[key]: value for key, value in entry.items()}
-    return CostFile(name, values, {cost: (value, value) for cost, value in values.items()}, frozenset(), ())
+    return CostFile(name, values, {cost: (value, value) for cost, value in values.items()}, ())

@@ -58,7 +58,6 @@ class Where:
         self._names = names
         self._allowed = allowed or {}
         self.text = " ".join(text.split())
-        self.used: set[str] = set()
         self._check(self._tree, 0)
 
     def _check(self, node: ast.AST, depth: int) -> None:
@@ -68,7 +67,6 @@ class Where:
             case ast.Name(id=name):
                 if name not in self._names and name not in BINARY_UNITS:
                     raise WhereError(f"unknown name {name!r}; known: {', '.join(sorted(self._names))}, {', '.join(BINARY_UNITS)}")
-                self.used.add(name)
             case ast.Constant(value=value):
                 if not isinstance(value, bool | int | float | str):
                     raise WhereError(f"{value!r} is not allowed; allowed are {_ALLOWED}")
