@@ -85,9 +85,17 @@ def run_events(m: Machine, env: Env, budget: int) -> bool:
 
 @jit
 def run_event(m: Machine, env: Env, actor: int) -> None:
-    record_event(m, actor)
-    while run_phase(m, env, actor):
-        record_event(m, actor)
+    """One event of the actor; traced as it begins, but for a fresh access, which is known only once it was fetched."""
+    going = True
+    while going:
+        time = m.cpu[actor, Cpu.TIME]
+        phase = m.cpu[actor, Cpu.PHASE]
+        fresh = phase == Phase.TOUCH and not m.cpu[actor, Cpu.AGAIN]
+        if not fresh:
+            record_event(m, actor, time, phase)
+        going = run_phase(m, env, actor)
+        if fresh:
+            record_event(m, actor, time, Phase.DONE if m.cpu[actor, Cpu.PHASE] == Phase.DONE else phase)
 
 
 @jit

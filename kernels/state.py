@@ -125,7 +125,7 @@ def record_latency(m: Machine, ns: int) -> None:
 
 
 @jit
-def record_event(m: Machine, actor: int) -> None:
+def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
     """Append one row to the trace, if there is room."""
     row = m.vm[Vm.TRACED]
     if row >= len(m.trace):
@@ -134,9 +134,9 @@ def record_event(m: Machine, actor: int) -> None:
     c = m.cpu[actor]
     page = min(c[Cpu.GFN], len(m.pte) - 1)
     region = page >> PMD_ORDER
-    m.trace[row, Trace.TIME] = m.vm[Vm.CLOCK] + c[Cpu.TIME]
+    m.trace[row, Trace.TIME] = m.vm[Vm.CLOCK] + time
     m.trace[row, Trace.ACTOR] = actor
-    m.trace[row, Trace.PHASE] = c[Cpu.PHASE]
+    m.trace[row, Trace.PHASE] = phase
     m.trace[row, Trace.GFN] = c[Cpu.GFN]
     m.trace[row, Trace.WRITE] = c[Cpu.WRITE]
     m.trace[row, Trace.HOST_PMD] = m.host_pmd[region]

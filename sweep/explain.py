@@ -11,7 +11,7 @@ from sweep.record import read_study
 from sweep.study import Study
 
 WORDS = {
-    Phase.TOUCH: "guest access",
+    Phase.TOUCH: "access begins",
     Phase.FAULT: "exit handled: sequence snapshot, GUP-fast",
     Phase.WALK: "slow GUP walk",
     Phase.COMMIT: "host entry set",

@@ -111,3 +111,6 @@ def test_a_trace_shows_the_accesses_in_order() -> None:
     run = simulate(memory=MIB2, steps=[Touch(touches=3)], trace_rows=100)
     touched = [row[Trace.GFN] for row in run.trace.tolist() if row[Trace.PHASE] == Phase.MAP_HELD]
     assert touched == [0, 1, 2]
+    first, last = run.trace.tolist()[0], run.trace.tolist()[-1]
+    assert (first[Trace.PHASE], first[Trace.TIME], first[Trace.GFN], first[Trace.WRITE]) == (Phase.TOUCH, 0, 0, 1)
+    assert (last[Trace.PHASE], last[Trace.TIME]) == (Phase.DONE, run.total_ns)
