@@ -20,7 +20,7 @@ run: $(STAMP)
 	$(BIN)/faultsweep report results/thread
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -9,21 +9,20 @@ from sweep.configs import COST_NAMES, CostFile, Workload
 from sweep.dataset.files import read_object
 from sweep.errors import DatasetError
 from sweep.parameters import PARAMETERS
-from sweep.plan import Plan
 from sweep.schema import SCHEMA_VERSION
 from sweep.steps import STEP
 from sweep.study import Axis, Block, Study, study_digest
 from sweep.where import Where
 
 
-def study_record(study: Study) -> dict[str, Any]:
-    """Content of study.json: what must not change under a dataset (see Study.identity), and the study itself."""
+def study_record(study: Study, points: int) -> dict[str, Any]:
+    """Content of study.json: what must not change under a dataset (see Study.identity), how many points, and the study."""
     return {
         **study.identity(),
         "digest": study_digest(study),
         "model_digest": model_digest(),
         "schema_version": SCHEMA_VERSION,
-        "points": len(Plan(study).points()),
+        "points": points,
         "study": {
             "title": study.title,
             "replicates": study.replicates,

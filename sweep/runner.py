@@ -155,9 +155,9 @@ def run(study: Study | str | Path, out: str | Path | None = None, options: RunOp
         summary = RunSummary(study.name, store.root, len(points), len(points) - len(left), notes=notes)
         if left:
             check_budget(left, study, options, store.root)
-            _execute(store, study, left, options, summary)
+            _execute(store, plan, left, options, summary)
         else:
-            write_study(store, study)
+            write_study(store, study, len(plan.points()))
         complete = not summary.stopped_by and not summary.failed and summary.left == 0 and len(points) == len(plan.points())
         summary.sealed = _seal(store, bool(left)) if complete else None
     return summary
@@ -186,7 +186,7 @@ def check_options(options: RunOptions) -> None:
 
 def _seal(store: Store, changed: bool) -> dict[str, Any] | None:
     sealed = store.sealed()
-    fresh = sealed is not None and not changed and not any((store.root / "commits").glob("*.json"))
+    fresh = store.seal_fits() and not changed and not any((store.root / "commits").glob("*.json"))
     return sealed if fresh else store.seal(str(read_object(store.root / "study.json")["digest"]))
 
 
@@ -241,10 +241,10 @@ def sibling(root: Path, study: Study) -> Path:
     raise UsageError(f"{root}: has 999 versions; remove some")
 
 
-def write_study(store: Store, study: Study) -> None:
+def write_study(store: Store, study: Study, points: int) -> None:
     """study.toml as given, study.json as understood (workloads and costs of earlier runs stay named)."""
     path = store.root / "study.json"
-    record = study_record(study)
+    record = study_record(study, points)
     if path.exists():
         old = read_object(path)
         for kind in ("workloads", "costs"):
@@ -298,8 +298,8 @@ def warm_up(reporter: Reporter) -> float:
     return seconds
 
 
-def _execute(store: Store, study: Study, left: list[PlannedPoint], options: RunOptions, summary: RunSummary) -> None:
-    start = time.monotonic()
+def _execute(store: Store, plan: Plan, left: list[PlannedPoint], options: RunOptions, summary: RunSummary) -> None:
+    start, study = time.monotonic(), plan.study
     with ExitStack() as stack:
         reporter = _reporter(stack, len(left), options)
         record = provenance(list(options.command)) | {"executor": options.executor, "points": len(left)}
@@ -309,7 +309,7 @@ def _execute(store: Store, study: Study, left: list[PlannedPoint], options: RunO
         stack.enter_context(_signals(stop))  # after the pool: Ray sets handlers of its own
         orderly = False
         try:
-            write_study(store, study)
+            write_study(store, study, len(plan.points()))
             chunks = (Chunk(points) for points in chunks_of(left, study, _chunk_seconds(left, study, pool.slots)))
             results = drive(pool, chunks, _stopper(stop, summary, options))
             timings = _commit_all(store, results, reporter, summary, options.verbose)

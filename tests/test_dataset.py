@@ -303,3 +303,34 @@ def test_a_signal_drains_and_the_next_run_finishes(study_file: Path, tmp_path: P
 def test_schema_is_written_as_declared(reference: Path) -> None:
     path = next((reference / "points").iterdir())
     assert pq.read_schema(path).names == arrow_schema("points").names
+
+
+def test_a_seal_that_does_not_fit_its_parts_is_made_anew(study_file: Path, reference: Path) -> None:
+    seal = (reference / "sealed.json").read_text()
+    wrong = json.loads(seal)
+    wrong["root_digest"] = "0" * 64
+    (reference / "sealed.json").write_text(json.dumps(wrong))
+    assert verify(reference).wrong
+    run(study_file, reference)
+    assert verify(reference).wrong == []
+    assert (reference / "sealed.json").read_text() == seal
+
+
+def test_a_repair_that_dies_half_way_loses_no_good_row(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Good rows are committed before the record of the damaged part is dropped; the next run goes on from either."""
+    from sweep.dataset.store import Store
+
+    out = tmp_path / "x"
+    run(study_file, out, limit=12)
+    run(study_file, out, limit=20)
+    damage(next((out / "steps").iterdir()), "flip")
+
+    def dies(self: Store, key: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "_forget", dies)
+        run(study_file, out)
+    assert run(study_file, out).exit_status == 0
+    assert len(sweep.open_dataset(out).points()) == 24
+    assert verify(out, recompute=3).wrong == []

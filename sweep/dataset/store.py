@@ -134,10 +134,14 @@ class Store:
             for path in sorted((self.root / table).glob("*.parquet")):
                 if (table, path.name) not in known:
                     wrong.append(f"{path}: belongs to no commit; the next run removes it")
-        sealed = self.sealed()
-        if sealed is not None and sealed.get("root_digest") != root_digest(self.commits()[""]):
+        if self.sealed() is not None and not self.seal_fits():
             wrong.append(f"{self.sealed_path}: root_digest does not fit the parts it names; run again to seal anew")
         return wrong
+
+    def seal_fits(self) -> bool:
+        """There is a seal, and its root digest is that of the parts it names."""
+        sealed = self.sealed()
+        return sealed is not None and sealed.get("root_digest") == root_digest(self.commits()[""])
 
     def repair(self) -> list[str]:
         """Put damaged parts aside, with what was committed beside them, so that their points run again; one line each.
@@ -153,10 +157,8 @@ class Store:
             rows = {name: [self._part(record) for record in good if record.table == name] for name in TABLES}
             for record in bad:
                 self._put_aside(record)
-            self._forget(key)
-            self._commit_whole(rows, {record.table for record in bad})
-        if told:
-            self.sweep_up()
+            if self._commit_whole(rows, {record.table for record in bad}) != key:
+                self._forget(key)  # last: a crash before leaves a record of missing parts, and this runs again
         return told
 
     def _part(self, record: PartRecord) -> pa.Table:
@@ -172,17 +174,20 @@ class Store:
     def _forget(self, key: str) -> None:
         (self.root / "commits" / f"{key}.json" if key else self.sealed_path).unlink(missing_ok=True)
 
-    def _commit_whole(self, parts: dict[str, list[pa.Table]], broken: set[str]) -> None:
-        """Commit the points whose rows in `points` and `steps` are both still there: none if either table lost a part."""
+    def _commit_whole(self, parts: dict[str, list[pa.Table]], broken: set[str]) -> str | None:
+        """Commit the points whose rows in `points` and `steps` are both still there; returns the commit's key, if any."""
         if not parts["points"] or not parts["steps"]:
-            return
+            return None
         tables = {name: pa.concat_tables(found) if found else arrow_schema(name).empty_table() for name, found in parts.items()}
         if broken - {"errors"}:
             ids = set(tables["points"].column("point_id").to_pylist()) & set(tables["steps"].column("point_id").to_pylist())
             keep = pa.array(sorted(ids), pa.string())
             tables = {name: table.filter(pc.is_in(table.column("point_id"), value_set=keep)) for name, table in tables.items()}
-        if tables["points"].num_rows:
-            self.commit(chunk_key(tables["points"].column("point_id").to_pylist()), tables)
+        if not tables["points"].num_rows:
+            return None
+        key = chunk_key(tables["points"].column("point_id").to_pylist())
+        self.commit(key, tables)
+        return key
 
     def done(self) -> set[str]:
         """Ids of the points that are committed."""
