@@ -3,8 +3,24 @@
 from kernels.cost import DEFAULT_COSTS, Cost
 from kernels.policy import PROPOSALS, REGIMES, Behaviour, behaviours
 from kernels.simulate import Run, StepResult, simulate
-from kernels.spec import Access, Backing, Order, Prealloc, Spread, ThpEnabled
-from kernels.steps import Populate, PreFault, Touch, TouchList, VmmCow
+from kernels.spec import Access, Backing, Call, Mmu, Order, Prealloc, Spread, ThpEnabled
+from kernels.steps import (
+    ChildExit,
+    Collapse,
+    DirtyLog,
+    DontNeed,
+    Fork,
+    HostTouch,
+    Idle,
+    Khugepaged,
+    Ksm,
+    KsmMerge,
+    Populate,
+    PreFault,
+    Touch,
+    TouchList,
+    VmmCow,
+)
 
 __all__ = [
     "DEFAULT_COSTS",
@@ -13,7 +29,19 @@ __all__ = [
     "Access",
     "Backing",
     "Behaviour",
+    "Call",
+    "ChildExit",
+    "Collapse",
     "Cost",
+    "DirtyLog",
+    "DontNeed",
+    "Fork",
+    "HostTouch",
+    "Idle",
+    "Khugepaged",
+    "Ksm",
+    "KsmMerge",
+    "Mmu",
     "Order",
     "Populate",
     "PreFault",

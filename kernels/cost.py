@@ -58,6 +58,32 @@ class Cost(IntEnum):
     """The same, each further target."""
     TLB_VICTIM_NS = 23
     """What a vCPU in the guest loses to a shootdown: exit, entry, TLB refill."""
+    FILE_MAP_NS = 24
+    """handle_mm_fault() maps a page, huge or not, that is in the page cache; fault-around included."""
+    COPY_2M_NS = 25
+    """Copy of 2 MiB (hugetlb)."""
+    FORK_NS = 26
+    """fork() or the child's end, page-table entries left out."""
+    FORK_PTE_NS = 27
+    """fork(): each entry that is copied or write-protected."""
+    MADVISE_NS = 28
+    """One madvise() call, its work left out."""
+    ZAP_PTE_NS = 29
+    """MADV_DONTNEED: each entry that goes."""
+    SCAN_PTE_NS = 30
+    """khugepaged, MADV_COLLAPSE and KSM: looking at one entry or page."""
+    COLLAPSE_NS = 31
+    """One collapse: allocation and the rest, copying, clearing and notifiers left out."""
+    KSM_MERGE_NS = 32
+    """KSM merges one page: checksum, trees, comparison, notifiers left out."""
+    DIRTY_LOG_NS = 33
+    """The ioctl that turns dirty logging on or off or gets the log, its work left out."""
+    WRITE_PROTECT_NS = 34
+    """Each leaf that is write-protected or made clean."""
+    SPLIT_SPTE_NS = 35
+    """KVM splits a huge leaf into a table of 512, or makes a huge leaf of a table, or zaps the table."""
+    PML_FULL_NS = 36
+    """Emptying a full page-modification log, exit left out."""
 
 
 DEFAULT_COSTS: Mapping[Cost, int] = {
@@ -85,6 +111,19 @@ DEFAULT_COSTS: Mapping[Cost, int] = {
     Cost.TLB_FLUSH_NS: 1000,
     Cost.TLB_FLUSH_TARGET_NS: 200,
     Cost.TLB_VICTIM_NS: 1500,
+    Cost.FILE_MAP_NS: 800,
+    Cost.COPY_2M_NS: 250000,
+    Cost.FORK_NS: 200000,
+    Cost.FORK_PTE_NS: 20,
+    Cost.MADVISE_NS: 1000,
+    Cost.ZAP_PTE_NS: 50,
+    Cost.SCAN_PTE_NS: 10,
+    Cost.COLLAPSE_NS: 60000,
+    Cost.KSM_MERGE_NS: 3000,
+    Cost.DIRTY_LOG_NS: 5000,
+    Cost.WRITE_PROTECT_NS: 10,
+    Cost.SPLIT_SPTE_NS: 3000,
+    Cost.PML_FULL_NS: 3000,
 }
 
 

@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.calls import make_call
+from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
 from kernels.fault import begin_access, run_phase
 from kernels.jit import entry, jit
-from kernels.primary_mmu import Env
 from kernels.schedule import next_actor, plan_all, plan_event
 from kernels.spec import (
     HOST_MASK,
+    NEVER,
     PMD_ORDER,
+    PMD_PAGES,
     SPTE_SHIFT,
     Actor,
     Counter,
@@ -24,13 +27,15 @@ from kernels.spec import (
     Gauge,
     HostPmd,
     HostPte,
+    Mmu,
     Phase,
+    Setup,
     Spte,
     SptePmd,
     Stream,
     Vm,
 )
-from kernels.state import Bytes, Int64s, Machine, record_event, spte
+from kernels.state import Bytes, Env, Int64s, Machine, guest_region, host_state, record_event, spte
 from kernels.workload import fetch_access, start_actor
 
 SPTES = len(Spte)
@@ -39,6 +44,7 @@ CLASSES = 2 * STATES  # state * 2 + write
 EXITS_OF_CLASS = 4  # latencies kept per class
 LONE = np.int64(0)  # the only actor; typed, so that callees are not compiled again for a literal
 LAB_EVENTS = np.int64(64)
+FOLDED = np.array([Vm.SEQ, Vm.CHILD_BYTES, Vm.DIRTY, Vm.ANON_VMA])  # what an access of one page may change in Machine.vm
 
 
 class PageTable(NamedTuple):
@@ -48,8 +54,8 @@ class PageTable(NamedTuple):
     after: Bytes  # (CLASSES,) the page's byte afterwards
     counters: Int64s  # (CLASSES, len(Counter))
     gauges: Int64s  # (CLASSES, len(Gauge))
+    vm: Int64s  # (CLASSES, len(Vm)) what is added to Machine.vm
     ns: Int64s  # (CLASSES,)
-    seq: Int64s  # (CLASSES,)
     latency: Int64s  # (CLASSES, EXITS_OF_CLASS) buckets, -1 for none
     slowest: Int64s  # (CLASSES,)
     seen: Int64s  # (CLASSES,) how often it happened
@@ -61,8 +67,8 @@ def new_page_table() -> PageTable:
         after=np.zeros(CLASSES, np.uint8),
         counters=np.zeros((CLASSES, len(Counter)), np.int64),
         gauges=np.zeros((CLASSES, len(Gauge)), np.int64),
+        vm=np.zeros((CLASSES, len(Vm)), np.int64),
         ns=np.zeros(CLASSES, np.int64),
-        seq=np.zeros(CLASSES, np.int64),
         latency=np.zeros((CLASSES, EXITS_OF_CLASS), np.int64),
         slowest=np.zeros(CLASSES, np.int64),
         seen=np.zeros(CLASSES, np.int64),
@@ -99,12 +105,51 @@ def run_event(m: Machine, env: Env, actor: int) -> None:
 
 
 @jit
+def run_daemon_event(m: Machine, env: Env, actor: int) -> None:
+    going = True
+    while going:
+        record_event(m, actor, m.cpu[actor, Cpu.TIME], m.cpu[actor, Cpu.PHASE])
+        going = run_daemon_phase(m, env, actor)
+
+
+@jit
+def busy_daemon(m: Machine) -> int:
+    """The daemon in the middle of an operation whose event comes first, or -1."""
+    found = np.int64(-1)
+    for actor in range(m.vm[Vm.ACTORS], m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS]):
+        if m.cpu[actor, Cpu.PHASE] != Phase.SCAN and m.cpu[actor, Cpu.TIME] < NEVER:
+            if found < 0 or m.cpu[actor, Cpu.TIME] < m.cpu[found, Cpu.TIME]:
+                found = np.int64(actor)
+    return found
+
+
+@jit
+def run_events_beside_daemons(m: Machine, env: Env, budget: int) -> bool:
+    """As run_events(), until the step's own actors are done and no daemon is in the middle of something."""
+    running = m.vm[Vm.ACTORS]
+    while True:
+        actor = next_actor(m) if running else busy_daemon(m)
+        if actor < 0:
+            return True
+        m.vm[Vm.EVENTS] += 1
+        if m.vm[Vm.EVENTS] > budget:
+            return False
+        if actor >= m.vm[Vm.ACTORS]:
+            run_daemon_event(m, env, actor)
+        else:
+            run_event(m, env, actor)
+            running -= m.cpu[actor, Cpu.PHASE] == Phase.DONE
+        plan_event(m, actor)
+
+
+@jit
 def start_step(m: Machine, env: Env) -> None:
     m.counters[:] = 0
     m.hist[:] = 0
     m.vm[Vm.FAULT_MAX_NS] = 0
     m.vm[Vm.EVENTS] = 0
     m.vm[Vm.ACTORS] = env.stream[Stream.ACTORS]
+    m.vm[Vm.DAEMONS] = 0
     for actor in range(m.vm[Vm.ACTORS]):
         start_actor(m, env, actor)
 
@@ -128,6 +173,26 @@ def run_many(m: Machine, env: Env, budget: int) -> int:
     return step_ns(m)
 
 
+@entry
+def run_beside_daemons(m: Machine, env: Env, budget: int) -> int:
+    """One step with all its actors and the daemons. Returns its ns, or -1 when the budget of events ran out."""
+    start_step(m, env)
+    start_daemons(m, env)
+    plan_all(m, m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS])
+    if not run_events_beside_daemons(m, env, budget):
+        return -1
+    stop_daemons(m)
+    return step_ns(m)
+
+
+@entry
+def run_call(m: Machine, env: Env) -> int:
+    """One step that is a system call of the VMM. Returns its ns."""
+    start_step(m, env)
+    m.vm[Vm.ACTORS] = 0  # nobody runs beside it: no flush has a target
+    return make_call(m, env)
+
+
 @jit
 def finish_access(m: Machine, env: Env, budget: int) -> bool:
     """Phases of actor 0, alone, until its access is over. False: more than `budget` events."""
@@ -140,29 +205,37 @@ def finish_access(m: Machine, env: Env, budget: int) -> bool:
 
 
 @jit
-def reset_lab(lab: Machine, state: int, write: int) -> None:
+def reset_lab(lab: Machine, m: Machine, kind: int, state: int, write: int) -> None:
     """A one-region machine whose page 0 is in that state, with actor 0 about to access it."""
     lab.host_pmd[0] = HostPmd.TBL
     lab.spte_pmd[0] = SptePmd.T
     lab.pte[0] = state
-    lab.vm[:] = 0
+    for i in range(len(lab.vm)):
+        lab.vm[i] = m.vm[i]
+    lab.vm[Vm.SHIFT] = 0
+    lab.vm[Vm.PAGES] = PMD_PAGES
+    lab.vm[Vm.HOST_ORDER] = PMD_ORDER
+    lab.vm[Vm.EVENTS] = 0
     lab.vm[Vm.ACTORS] = 1
     lab.counters[:] = 0
     lab.gauges[:] = 0
     lab.hist[:] = 0
     lab.cpu[0, :] = 0
+    lab.cpu[0, Cpu.KIND] = kind
     lab.cpu[0, Cpu.WRITE] = write
     lab.cpu[0, Cpu.LIMIT] = 1
     lab.cpu[0, Cpu.WAIT_PAGE] = -1
 
 
 @jit
-def learn_class(lab: Machine, env: Env, table: PageTable, state: int, write: int) -> None:
+def learn_class(lab: Machine, m: Machine, env: Env, table: PageTable, state: int, write: int) -> None:
     k = state * 2 + write
-    reset_lab(lab, state, write)
+    reset_lab(lab, m, env.stream[Stream.ACTOR], state, write)
     begin_access(lab, env, LONE)
     if not finish_access(lab, env, LAB_EVENTS):
         return
+    if env.setup[Setup.MMU] != Mmu.TDP and lab.counters[Counter.PF_TAKEN] > 0:
+        return  # the neighbours count
     table.known[k] = 1
     table.after[k] = lab.pte[0]
     for i in range(len(lab.counters)):
@@ -170,7 +243,8 @@ def learn_class(lab: Machine, env: Env, table: PageTable, state: int, write: int
     for i in range(len(lab.gauges)):
         table.gauges[k, i] = lab.gauges[i]
     table.ns[k] = lab.cpu[0, Cpu.TIME]
-    table.seq[k] = lab.vm[Vm.SEQ]
+    for i in range(len(FOLDED)):
+        table.vm[k, FOLDED[i]] = lab.vm[FOLDED[i]] - m.vm[FOLDED[i]]
     table.slowest[k] = lab.vm[Vm.FAULT_MAX_NS]
     found = 0
     for bucket in range(len(lab.hist)):
@@ -182,13 +256,24 @@ def learn_class(lab: Machine, env: Env, table: PageTable, state: int, write: int
 @jit
 def possible_state(host: int, leaf: int) -> bool:
     """No SPTE without a host entry, no writable SPTE over a read-only one."""
-    if host == HostPte.NONE:
+    if host == HostPte.NONE or host == HostPte.CACHED:
         return leaf == Spte.N
-    return host != HostPte.Z_RO or leaf <= Spte.RO
+    writable = host == HostPte.ANON_RW or host == HostPte.ANON_TRW or host == HostPte.SHM_RW
+    return writable or leaf <= Spte.RO
 
 
 @jit
-def learn_page_table(lab: Machine, env: Env, table: PageTable) -> None:
+def is_local(m: Machine, env: Env, host: int, leaf: int, write: int) -> bool:
+    """What the access does concerns this page alone, and does not depend on what was before."""
+    if host == HostPte.CACHED or (host == HostPte.NONE and m.vm[Vm.CACHED] and not write):
+        return False  # fault-around
+    if host == HostPte.KSM_RO and write:
+        return False  # the last sharer frees the KSM pages
+    return not (m.vm[Vm.LOGGING] and env.setup[Setup.PML] and (leaf == Spte.RW_CLEAN or leaf == Spte.N or write))
+
+
+@jit
+def learn_page_table(lab: Machine, m: Machine, env: Env, table: PageTable) -> None:
     """Run every state a page can be in between accesses, for reading and writing."""
     table.known[:] = 0
     table.seen[:] = 0
@@ -197,7 +282,8 @@ def learn_page_table(lab: Machine, env: Env, table: PageTable) -> None:
         for leaf in range(SPTES):
             if possible_state(host, leaf):
                 for write in range(2):
-                    learn_class(lab, env, table, host | (leaf << SPTE_SHIFT), write)
+                    if is_local(m, env, host, leaf, write):
+                        learn_class(lab, m, env, table, host | (leaf << SPTE_SHIFT), write)
 
 
 @jit
@@ -211,26 +297,31 @@ def fold(m: Machine, table: PageTable) -> None:
             m.counters[i] += n * table.counters[k, i]
         for i in range(len(m.gauges)):
             m.gauges[i] += n * table.gauges[k, i]
-        m.vm[Vm.SEQ] += n * table.seq[k]
+        for i in range(len(FOLDED)):
+            m.vm[FOLDED[i]] += n * table.vm[k, FOLDED[i]]
         m.cpu[0, Cpu.TIME] += n * table.ns[k]
         m.vm[Vm.FAULT_MAX_NS] = max(m.vm[Vm.FAULT_MAX_NS], table.slowest[k])
         for i in range(EXITS_OF_CLASS):
             if table.latency[k, i] >= 0:
                 m.hist[table.latency[k, i]] += n
+    m.vm[Vm.DIRTY] = min(m.vm[Vm.DIRTY], 1)
+    m.vm[Vm.ANON_VMA] = min(m.vm[Vm.ANON_VMA], 1)
 
 
 @entry
 def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable) -> int:
     """One step with a single actor. Returns its ns, or -1 when the budget of events ran out."""
     start_step(m, env)
-    learn_page_table(lab, env, table)
     kind = env.stream[Stream.ACTOR]
     cursor = kind != Actor.GUEST
+    pagewise = kind == Actor.GUEST or kind == Actor.VMM or kind == Actor.PREFAULT
+    if pagewise:
+        learn_page_table(lab, m, env, table)
     while fetch_access(m, env, LONE):
-        page = m.cpu[0, Cpu.GFN]
-        region = page >> PMD_ORDER
-        tables = kind != Actor.OUTSIDE and m.host_pmd[region] == HostPmd.TBL
-        if tables and (m.spte_pmd[region] == SptePmd.T or (kind == Actor.VMM and m.spte_pmd[region] == SptePmd.N)):
+        page = m.cpu[0, Cpu.PAGE]
+        tables = pagewise and host_state(m, page) == HostPmd.TBL
+        pmd = np.int64(m.spte_pmd[guest_region(m, page)]) if tables else np.int64(SptePmd.N)
+        if tables and (pmd == SptePmd.T or (kind == Actor.VMM and pmd == SptePmd.N)):
             k = np.int64(m.pte[page]) * 2 + m.cpu[0, Cpu.WRITE]
             if table.known[k]:
                 table.seen[k] += 1
@@ -241,19 +332,22 @@ def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable)
         if not finish_access(m, env, budget):
             return -1
     m.cpu[0, Cpu.PHASE] = Phase.DONE
-    fold(m, table)
+    if pagewise:
+        fold(m, table)
     return m.cpu[0, Cpu.TIME]
 
 
 @entry
-def mapped_pages(m: Machine) -> tuple[int, int]:
-    """(4K leaves, 2M leaves) counted in the tables: what the gauges must say."""
-    small, large = 0, 0
+def mapped_pages(m: Machine) -> tuple[int, int, int]:
+    """(4K leaves, 2M leaves, 1G leaves) counted in the tables: what the gauges must say."""
+    small, large, gigantic = 0, 0, 0
+    for pud in m.spte_pud:
+        gigantic += SptePmd.N < pud < SptePmd.T
     for region in range(len(m.spte_pmd)):
         pmd = m.spte_pmd[region]
-        if pmd != SptePmd.N and pmd != SptePmd.T:
-            large += 1
-        elif pmd == SptePmd.T:
-            for page in range(region << PMD_ORDER, min((region + 1) << PMD_ORDER, len(m.pte))):
+        large += SptePmd.N < pmd < SptePmd.T
+        if pmd >= SptePmd.T:
+            first = m.vm[Vm.SHIFT] + (region << PMD_ORDER)
+            for page in range(first, min(first + PMD_PAGES, m.vm[Vm.SHIFT] + m.vm[Vm.PAGES])):
                 small += spte(m, page) != Spte.N
-    return small, large
+    return small, large, gigantic

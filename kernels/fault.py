@@ -9,10 +9,11 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.jit import jit
-from kernels.locks import acquire, release, wait_for_page, wake_page_waiters
-from kernels.mmu import install, mark_dirty, spte_allows
+from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
+from kernels.mmu import access_allowed, fix_write_protected, install, leaf_allows, leaf_at, leaf_order, set_leaf
 from kernels.mmu_notifier import (
     begin_replacement,
+    flush_guest,
     in_flight_range,
     is_stale,
     on_change,
@@ -26,32 +27,37 @@ from kernels.mmu_notifier import (
 )
 from kernels.policy import Behaviour
 from kernels.primary_mmu import (
-    Env,
     begin_fault,
     commit_fault,
     count_pgfault,
     find_action,
     host_writable,
+    releases_lock,
+    settle_action,
 )
 from kernels.spec import (
     PAGE_BYTES,
-    PMD_ORDER,
+    PML_ENTRIES,
     Action,
     Actor,
     Counter,
     Cpu,
     HostPmd,
+    Mmu,
     Outcome,
     Phase,
-    SptePmd,
+    Setup,
+    Spte,
     Stream,
     Vm,
 )
-from kernels.state import Machine, record_latency
+from kernels.state import Env, Machine, host_state, record_latency
 from kernels.workload import fetch_access
 
 SPURIOUS = np.int64(Outcome.SPURIOUS)
+FIXED = np.int64(Outcome.FIXED)
 RETRY = np.int64(Outcome.RETRY)  # typed, so that finish_fault() is compiled once
+READ, WRITE = np.int64(0), np.int64(1)
 
 
 @jit
@@ -69,24 +75,29 @@ def on_touch(m: Machine, env: Env, actor: int) -> bool:
 def begin_access(m: Machine, env: Env, actor: int) -> bool:
     """Start the access that fetch_access() put into the actor's row."""
     c = m.cpu[actor]
-    kind = env.stream[Stream.ACTOR]
+    kind = c[Cpu.KIND]
     if kind == Actor.GUEST:
         m.counters[Counter.TOUCHES] += 1
         m.counters[Counter.WRITES if c[Cpu.WRITE] else Counter.READS] += 1
         return try_access(m, env, actor)
-    if kind == Actor.VMM:
-        c[Cpu.FOLL_WRITE] = c[Cpu.WRITE]
-        c[Cpu.PHASE] = Phase.WALK
-        c[Cpu.TIME] += env.costs[Cost.GUP_SLOW_NS]
-    elif kind == Actor.PREFAULT:
+    if kind == Actor.PREFAULT:
         c[Cpu.PHASE] = Phase.FAULT
         c[Cpu.TIME] += env.costs[Cost.KVM_FAULT_NS]
-    else:
+    elif kind == Actor.OUTSIDE:
         m.counters[Counter.VMM_PGFAULT] += 1
         m.counters[Counter.BYTES_COPIED] += PAGE_BYTES
         c[Cpu.ACTION] = Action.COW_4K
         c[Cpu.PHASE] = Phase.START
         c[Cpu.TIME] += env.costs[Cost.COW_4K_NS] + env.costs[Cost.COPY_4K_NS] + env.costs[Cost.NOTIFIER_NS]
+    elif kind == Actor.IDLE:
+        c[Cpu.TIME] += env.stream[Stream.IDLE_NS]
+        c[Cpu.INDEX] += 1
+    elif kind == Actor.HOST and find_action(m, env, c[Cpu.PAGE], c[Cpu.WRITE]) == Action.NONE:
+        c[Cpu.TIME] += env.costs[Cost.TOUCH_NS]
+    else:
+        c[Cpu.FOLL_WRITE] = c[Cpu.WRITE]
+        c[Cpu.PHASE] = Phase.WALK
+        c[Cpu.TIME] += env.costs[Cost.GUP_SLOW_NS]
     return False
 
 
@@ -103,18 +114,22 @@ def half_exit(env: Env, second: bool) -> int:
 def try_access(m: Machine, env: Env, actor: int) -> bool:
     """Execute the instruction: it goes through, or exits with an EPT violation / nested page fault."""
     c = m.cpu[actor]
-    if spte_allows(m, c[Cpu.GFN], c[Cpu.WRITE]):
-        if c[Cpu.WRITE]:
-            mark_dirty(m, c[Cpu.GFN])
+    page = c[Cpu.PAGE]
+    order = leaf_order(m, page)
+    leaf = leaf_at(m, page, order)
+    if leaf_allows(leaf, c[Cpu.WRITE]) and not (c[Cpu.EXEC] and order and env.setup[Setup.NX]):
+        if c[Cpu.WRITE] and leaf == Spte.RW_CLEAN:
+            mark_dirty(m, env, actor, order)
         if not c[Cpu.AGAIN]:
             m.counters[Counter.HITS] += 1
         c[Cpu.AGAIN] = 0
         c[Cpu.TIME] += env.costs[Cost.TOUCH_NS] + env.stream[Stream.THINK_NS]
         return False
     c[Cpu.AGAIN] = 1
+    c[Cpu.PML] = 0
     m.counters[Counter.EXITS] += 1
     m.counters[Counter.PF_TAKEN] += 1
-    c[Cpu.PRESENT] = spte_allows(m, c[Cpu.GFN], 0)
+    c[Cpu.PRESENT] = leaf != Spte.N
     c[Cpu.EXIT_TIME] = c[Cpu.TIME]
     c[Cpu.TIME] += half_exit(env, False)
     c[Cpu.PHASE] = Phase.FAULT
@@ -122,18 +137,45 @@ def try_access(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
-def on_fault(m: Machine, env: Env, actor: int) -> bool:
-    """Snapshot of the sequence, pre-check, first GUP-fast (always for write: the slot is writable)."""
+def mark_dirty(m: Machine, env: Env, actor: int, order: int) -> None:
+    """The processor sets the leaf's Dirty bit; with PML it logs the page, and exits when the log is full."""
     c = m.cpu[actor]
-    if c[Cpu.PRESENT] and c[Cpu.WRITE] and spte_allows(m, c[Cpu.GFN], 1):  # fast_page_fault(): another vCPU was faster
+    set_leaf(m, c[Cpu.PAGE], order, Spte.RW)
+    if not (m.vm[Vm.LOGGING] and env.setup[Setup.PML]):
+        return
+    m.vm[Vm.DIRTY] = 1
+    c[Cpu.PML] += 1
+    if c[Cpu.PML] == PML_ENTRIES:
+        c[Cpu.PML] = 0
+        m.counters[Counter.EXITS] += 1
+        c[Cpu.TIME] += env.costs[Cost.VM_EXIT_NS] + env.costs[Cost.PML_FULL_NS]
+
+
+@jit
+def fast_page_fault(m: Machine, env: Env, actor: int) -> int:
+    """A write that found a leaf when it exited: Outcome.SPURIOUS, FIXED, or RETRY for what needs the slow path."""
+    c = m.cpu[actor]
+    if env.setup[Setup.MMU] == Mmu.SHADOW or not (c[Cpu.PRESENT] and c[Cpu.WRITE]):
+        return RETRY
+    if access_allowed(m, env, c[Cpu.PAGE], WRITE, READ):  # another vCPU was faster
+        return SPURIOUS
+    return FIXED if fix_write_protected(m, c[Cpu.PAGE]) else RETRY
+
+
+@jit
+def on_fault(m: Machine, env: Env, actor: int) -> bool:
+    """fast_page_fault(), snapshot of the sequence, pre-check, first GUP-fast (always for write: the slot is writable)."""
+    c = m.cpu[actor]
+    fast = fast_page_fault(m, env, actor)
+    if fast != RETRY:
         m.counters[Counter.PF_FAST] += 1
-        return finish_fault(m, env, actor, SPURIOUS)
+        return finish_fault(m, env, actor, fast)
     c[Cpu.SEQ] = m.vm[Vm.SEQ]
-    if env.policy[Behaviour.STALE_PRECHECK] and in_flight_range(m, c[Cpu.GFN]):
+    if env.policy[Behaviour.STALE_PRECHECK] and in_flight_range(m, c[Cpu.PAGE]):
         return finish_fault(m, env, actor, RETRY)
     c[Cpu.FOLL_WRITE] = 1 if env.policy[Behaviour.ALWAYS_WRITABLE] else c[Cpu.WRITE]
     c[Cpu.TIME] += env.costs[Cost.GUP_FAST_NS]
-    if host_writable(m, env, c[Cpu.GFN]):
+    if host_writable(m, env, c[Cpu.PAGE]):
         m.counters[Counter.GUP_FAST] += 1
         c[Cpu.MAP_WRITABLE] = 1
         c[Cpu.PHASE] = Phase.MAP
@@ -146,18 +188,23 @@ def on_fault(m: Machine, env: Env, actor: int) -> bool:
 
 @jit
 def on_walk(m: Machine, env: Env, actor: int) -> bool:
-    """Slow GUP looks at the host entry: done, or one more handle_mm_fault()."""
+    """Under mmap_lock, slow GUP looks at the host entry: done, or one more handle_mm_fault()."""
+    if not lock_mmap_read(m, actor):
+        return False
     c = m.cpu[actor]
-    page = c[Cpu.GFN]
+    page = c[Cpu.PAGE]
     action = find_action(m, env, page, c[Cpu.FOLL_WRITE])
     if action == Action.NONE:
         c[Cpu.FAULTED] = 0
+        unlock_mmap_read(m, actor)
         return finish_gup(m, env, actor)
-    count_pgfault(m, env, actor, action)
+    count_pgfault(m, env, actor)
     if action == Action.WAIT:
         c[Cpu.FAULTED] = 1
         wait_for_page(m, actor, lock_page(m, page))
-    elif action == Action.COW_4K or action == Action.SPLIT_HUGE_ZERO or action == Action.THP_FOR_HUGE_ZERO:
+        return False
+    action = settle_action(m, env, page, action, c[Cpu.FOLL_WRITE])
+    if action >= Action.COW_4K:
         begin_replacement(m, env, actor, action)
     else:
         c[Cpu.ACTION] = action
@@ -169,31 +216,33 @@ def on_walk(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def lock_page(m: Machine, page: int) -> int:
     """The page that stands for a page lock: the first of a huge page, or the page itself."""
-    if m.host_pmd[page >> PMD_ORDER] == HostPmd.TBL:
-        return page
-    return (page >> PMD_ORDER) << PMD_ORDER
+    order = m.vm[Vm.HOST_ORDER]
+    return page if host_state(m, page) == HostPmd.TBL else (page >> order) << order
 
 
 @jit
-def on_commit(m: Machine, actor: int) -> bool:
+def on_commit(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
-    action = c[Cpu.ACTION]
-    commit_fault(m, c[Cpu.GFN], action, c[Cpu.FOLL_WRITE])
-    if action == Action.ALLOC_SHMEM or action == Action.ALLOC_HUGE:
-        wake_page_waiters(m, actor, lock_page(m, c[Cpu.GFN]))
+    commit_fault(m, env, c[Cpu.PAGE], c[Cpu.ACTION], c[Cpu.FOLL_WRITE])
+    if releases_lock(c[Cpu.ACTION]):
+        wake_page_waiters(m, actor, lock_page(m, c[Cpu.PAGE]))
     c[Cpu.PHASE] = Phase.WALK
     return True
 
 
 @jit
 def on_end_done(m: Machine, env: Env, actor: int) -> bool:
-    """The invalidation is over. A split goes on in the same handle_mm_fault() with the page itself."""
+    """The pair is over. A split goes on in the same handle_mm_fault() with the page itself."""
     release(m, actor, 1)
     c = m.cpu[actor]
-    split = c[Cpu.ACTION] == Action.SPLIT_HUGE_ZERO
-    if split and find_action(m, env, c[Cpu.GFN], 1) == Action.COW_4K:
-        begin_replacement(m, env, actor, Action.COW_4K)
-        return False
+    done = c[Cpu.ACTION]
+    if done == Action.COPY_HUGE:
+        wake_page_waiters(m, actor, lock_page(m, c[Cpu.PAGE]))
+    if done == Action.SPLIT_HUGE_ZERO or done == Action.SPLIT_THP:
+        action = find_action(m, env, c[Cpu.PAGE], WRITE)
+        if action == Action.COW_4K or action == Action.COPY_4K:
+            begin_replacement(m, env, actor, action)
+            return False
     c[Cpu.PHASE] = Phase.WALK
     return True
 
@@ -202,10 +251,14 @@ def on_end_done(m: Machine, env: Env, actor: int) -> bool:
 def finish_gup(m: Machine, env: Env, actor: int) -> bool:
     """Slow GUP has the page. A read tries once more for write: a writable entry makes a writable SPTE at once."""
     c = m.cpu[actor]
-    if env.stream[Stream.ACTOR] == Actor.VMM:
-        step_cursor(m, actor, m.host_pmd[c[Cpu.GFN] >> PMD_ORDER] != HostPmd.TBL)
+    if c[Cpu.KIND] == Actor.VMM:
+        step_cursor(m, actor, m.vm[Vm.HOST_ORDER] if host_state(m, c[Cpu.PAGE]) != HostPmd.TBL else 0)
         return False
-    c[Cpu.MAP_WRITABLE] = host_writable(m, env, c[Cpu.GFN])
+    if c[Cpu.KIND] == Actor.HOST:
+        c[Cpu.TIME] += env.costs[Cost.TOUCH_NS]
+        c[Cpu.PHASE] = Phase.TOUCH
+        return False
+    c[Cpu.MAP_WRITABLE] = host_writable(m, env, c[Cpu.PAGE])
     if not c[Cpu.FOLL_WRITE]:
         c[Cpu.TIME] += env.costs[Cost.GUP_FAST_NS]
     c[Cpu.PHASE] = Phase.MAP
@@ -213,38 +266,43 @@ def finish_gup(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
-def step_cursor(m: Machine, actor: int, huge: bool) -> None:
-    """A VMM or prefault loop goes to the page after this mapping."""
+def step_cursor(m: Machine, actor: int, order: int) -> None:
+    """A VMM or prefault loop goes to the page after this mapping; the cursor counts in the slot."""
     c = m.cpu[actor]
-    page = c[Cpu.GFN]
-    c[Cpu.INDEX] = ((page >> PMD_ORDER) + 1) << PMD_ORDER if huge else page + 1
+    start = m.vm[Vm.SHIFT] if c[Cpu.KIND] == Actor.PREFAULT else 0  # leaves of KVM are aligned in the slot, the host's in the VMA
+    after = ((((c[Cpu.PAGE] - start) >> order) + 1) << order) + start
+    c[Cpu.INDEX] = after - m.vm[Vm.SHIFT]
     c[Cpu.PHASE] = Phase.TOUCH
 
 
 @jit
 def on_map(m: Machine, env: Env, actor: int) -> bool:
-    """Second pre-check, then mmu_lock for read."""
+    """Second pre-check, then mmu_lock: for read under TDP, for write else."""
     if env.policy[Behaviour.STALE_PRECHECK] and is_stale(m, actor):
         return finish_fault(m, env, actor, RETRY)
     m.cpu[actor, Cpu.PHASE] = Phase.MAP_HELD
-    return acquire(m, actor, 0)
+    return acquire(m, actor, env.setup[Setup.MMU] != Mmu.TDP)
 
 
 @jit
 def on_map_held(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
-    if is_stale(m, actor):
-        c[Cpu.OUTCOME] = Outcome.RETRY
-    else:
-        c[Cpu.OUTCOME] = install(m, env, c[Cpu.GFN], c[Cpu.WRITE], c[Cpu.MAP_WRITABLE])
-    c[Cpu.TIME] += env.costs[Cost.MMU_LOCK_READ_NS]
+    ns = env.costs[Cost.MMU_LOCK_READ_NS]
+    c[Cpu.OUTCOME] = RETRY
+    if not is_stale(m, actor):
+        c[Cpu.OUTCOME], flushes = install(m, env, actor)
+        for _ in range(flushes):
+            ns += flush_guest(m, env, actor)
+    if env.setup[Setup.MMU] != Mmu.TDP:
+        m.counters[Counter.MMU_LOCK_WRITE_HOLD_NS] += ns
+    c[Cpu.TIME] += ns
     c[Cpu.PHASE] = Phase.MAP_DONE
     return False
 
 
 @jit
 def on_map_done(m: Machine, env: Env, actor: int) -> bool:
-    release(m, actor, 0)
+    release(m, actor, env.setup[Setup.MMU] != Mmu.TDP)
     return finish_fault(m, env, actor, m.cpu[actor, Cpu.OUTCOME])
 
 
@@ -252,12 +310,12 @@ def on_map_done(m: Machine, env: Env, actor: int) -> bool:
 def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
     """Back into the guest, whatever the outcome; a prefault loops inside the kernel and counts no pf_*."""
     c = m.cpu[actor]
-    if env.stream[Stream.ACTOR] == Actor.PREFAULT:
+    if c[Cpu.KIND] == Actor.PREFAULT:
         if outcome == Outcome.RETRY:
             c[Cpu.PHASE] = Phase.FAULT
             c[Cpu.TIME] += env.costs[Cost.KVM_FAULT_NS]
         else:
-            step_cursor(m, actor, m.spte_pmd[c[Cpu.GFN] >> PMD_ORDER] != SptePmd.T)
+            step_cursor(m, actor, leaf_order(m, c[Cpu.PAGE]))
         return False
     if outcome == Outcome.RETRY:
         m.counters[Counter.PF_RETRY] += 1
@@ -288,7 +346,7 @@ def run_phase(m: Machine, env: Env, actor: int) -> bool:
     if phase == Phase.WALK:
         return on_walk(m, env, actor)
     if phase == Phase.COMMIT:
-        return on_commit(m, actor)
+        return on_commit(m, env, actor)
     return run_notifier_phase(m, env, actor, phase)
 
 
@@ -307,7 +365,7 @@ def run_notifier_phase(m: Machine, env: Env, actor: int, phase: int) -> bool:
     if phase == Phase.CHANGE_DONE:
         return on_change_done(m, env, actor)
     if phase == Phase.END:
-        return on_end(m, env, actor)
+        return on_end(m, actor)
     if phase == Phase.END_HELD:
         return on_end_held(m, env, actor)
     return on_end_done(m, env, actor)

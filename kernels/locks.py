@@ -1,8 +1,8 @@
-"""mmu_lock as a fair reader/writer lock in virtual time (queued rwlock: first come, first served)."""
+"""mmu_lock as a fair reader/writer lock in virtual time (queued rwlock: first come, first served); mmap_lock; page locks."""
 
 from kernels.jit import jit
 from kernels.schedule import plan_event
-from kernels.spec import NEVER, Counter, Cpu, Vm
+from kernels.spec import NEVER, Counter, Cpu, MmapLock, Vm
 from kernels.state import Machine
 
 
@@ -73,3 +73,68 @@ def wake_page_waiters(m: Machine, actor: int, page: int) -> None:
             m.cpu[other, Cpu.TIME] = m.cpu[actor, Cpu.TIME]
             m.vm[Vm.PAGE_WAITERS] -= 1
             plan_event(m, other)
+
+
+@jit
+def lock_mmap_read(m: Machine, actor: int) -> bool:
+    """Slow GUP takes mmap_lock; False: the actor sleeps, since a writer (khugepaged) holds it or waits for it."""
+    c = m.cpu[actor]
+    if c[Cpu.MMAP] == MmapLock.READ:
+        return True
+    if m.vm[Vm.MMAP_WRITER] != MmapLock.NONE:
+        c[Cpu.MMAP] = MmapLock.WAITS
+        c[Cpu.WAIT_TIME] = c[Cpu.TIME]
+        c[Cpu.TIME] = NEVER
+        return False
+    c[Cpu.MMAP] = MmapLock.READ
+    m.vm[Vm.MMAP_READERS] += 1
+    return True
+
+
+@jit
+def unlock_mmap_read(m: Machine, actor: int) -> None:
+    """The last reader hands mmap_lock to a waiting writer."""
+    m.cpu[actor, Cpu.MMAP] = MmapLock.NONE
+    m.vm[Vm.MMAP_READERS] -= 1
+    if m.vm[Vm.MMAP_WRITER] == MmapLock.WAITS and m.vm[Vm.MMAP_READERS] == 0:
+        for other in range(m.vm[Vm.ACTORS], m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS]):
+            if m.cpu[other, Cpu.MMAP] == MmapLock.WAITS:
+                m.vm[Vm.MMAP_WRITER] = MmapLock.WRITE
+                grant_mmap(m, other, MmapLock.WRITE, m.cpu[actor, Cpu.TIME])
+
+
+@jit
+def grant_mmap(m: Machine, actor: int, how: int, now: int) -> None:
+    c = m.cpu[actor]
+    m.counters[Counter.MMAP_LOCK_WAIT_NS] += now - c[Cpu.WAIT_TIME]
+    c[Cpu.MMAP] = how
+    c[Cpu.TIME] = now
+    plan_event(m, actor)
+
+
+@jit
+def lock_mmap_write(m: Machine, actor: int) -> bool:
+    """khugepaged takes mmap_lock; False: it sleeps until the readers are gone, and keeps new ones out."""
+    c = m.cpu[actor]
+    if c[Cpu.MMAP] == MmapLock.WRITE:
+        return True
+    if m.vm[Vm.MMAP_READERS] > 0:
+        m.vm[Vm.MMAP_WRITER] = MmapLock.WAITS
+        c[Cpu.MMAP] = MmapLock.WAITS
+        c[Cpu.WAIT_TIME] = c[Cpu.TIME]
+        c[Cpu.TIME] = NEVER
+        return False
+    m.vm[Vm.MMAP_WRITER] = MmapLock.WRITE
+    c[Cpu.MMAP] = MmapLock.WRITE
+    return True
+
+
+@jit
+def unlock_mmap_write(m: Machine, actor: int) -> None:
+    """All sleeping readers go on at the writer's time."""
+    m.vm[Vm.MMAP_WRITER] = MmapLock.NONE
+    m.cpu[actor, Cpu.MMAP] = MmapLock.NONE
+    for other in range(m.vm[Vm.ACTORS]):
+        if m.cpu[other, Cpu.MMAP] == MmapLock.WAITS:
+            m.vm[Vm.MMAP_READERS] += 1
+            grant_mmap(m, other, MmapLock.READ, m.cpu[actor, Cpu.TIME])

@@ -4,47 +4,48 @@ The sequence (mmu_invalidate_seq) moves at the end, not at the start. The range 
 shrinks only when nothing is in progress any more.
 """
 
+import numpy as np
+
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, release
 from kernels.mmu import prefetch_4k, zap
 from kernels.policy import Behaviour
-from kernels.primary_mmu import Env, clear, replace_entry
+from kernels.primary_mmu import clear, copy, region_bytes, replace_entry
 from kernels.schedule import plan_event
 from kernels.spec import (
     PAGE_BYTES,
     PMD_BYTES,
-    PMD_ORDER,
-    PMD_PAGES,
     Action,
     Actor,
     Counter,
     Cpu,
+    HostPmd,
     Phase,
-    Stream,
     Vm,
 )
-from kernels.state import Machine, in_guest
+from kernels.state import Env, Machine, host_pte, host_region, in_guest, slot_end
 
 
 @jit
-def in_flight_range(m: Machine, gfn: int) -> bool:
-    """An invalidation is in progress, and the gfn lies in the union of their ranges."""
+def in_flight_range(m: Machine, page: int) -> bool:
+    """An invalidation is in progress, and the page lies in the union of their ranges."""
     vm = m.vm
-    return vm[Vm.IN_PROGRESS] > 0 and vm[Vm.RANGE_LO] <= gfn < vm[Vm.RANGE_HI]
+    return vm[Vm.IN_PROGRESS] > 0 and vm[Vm.RANGE_LO] <= page < vm[Vm.RANGE_HI]
 
 
 @jit
 def is_stale(m: Machine, actor: int) -> bool:
     """mmu_invalidate_retry_gfn(): in the range in progress, or the sequence moved since the fault's snapshot."""
     c = m.cpu[actor]
-    return in_flight_range(m, c[Cpu.GFN]) or m.vm[Vm.SEQ] != c[Cpu.SEQ]
+    return in_flight_range(m, c[Cpu.PAGE]) or m.vm[Vm.SEQ] != c[Cpu.SEQ]
 
 
 @jit
 def kick(m: Machine, env: Env, actor: int) -> None:
     """A vCPU in the guest takes an interrupt: one exit, and its time."""
     m.counters[Counter.EXITS] += 1
+    m.cpu[actor, Cpu.PML] = 0
     m.cpu[actor, Cpu.TIME] += env.costs[Cost.TLB_VICTIM_NS]
     plan_event(m, actor)
 
@@ -65,11 +66,10 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
     """kvm_flush_remote_tlbs(): kicks every other vCPU that is in the guest; returns ns."""
     m.counters[Counter.REMOTE_TLB_FLUSH_REQUESTS] += 1
     targets = 0
-    if env.stream[Stream.ACTOR] == Actor.GUEST:
-        for other in range(m.vm[Vm.ACTORS]):
-            if other != actor and in_guest(m, other):
-                kick(m, env, other)
-                targets += 1
+    for other in range(m.vm[Vm.ACTORS]):
+        if other != actor and in_guest(m, other):
+            kick(m, env, other)
+            targets += 1
     if targets > 0:
         m.counters[Counter.REMOTE_TLB_FLUSH] += 1
     return shootdown_ns(m, env, targets)
@@ -78,12 +78,11 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
 @jit
 def flush_host(m: Machine, env: Env, actor: int) -> int:
     """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not; returns ns."""
-    guests = env.stream[Stream.ACTOR] == Actor.GUEST
     targets = 0
     for other in range(m.vm[Vm.ACTORS]):
-        if other != actor and m.cpu[other, Cpu.PHASE] != Phase.DONE:
+        if other != actor and m.cpu[other, Cpu.PHASE] != Phase.DONE and m.cpu[other, Cpu.KIND] != Actor.IDLE:
             targets += 1
-            if guests and in_guest(m, other):
+            if in_guest(m, other):
                 kick(m, env, other)
     return shootdown_ns(m, env, targets)
 
@@ -92,14 +91,22 @@ def flush_host(m: Machine, env: Env, actor: int) -> int:
 def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
     """handle_mm_fault() begins an action that needs an invalidation: what comes before invalidate_range_start."""
     costs = env.costs
+    c = m.cpu[actor]
     ns = costs[Cost.NOTIFIER_NS]
     if action == Action.COW_4K:
         ns += costs[Cost.COW_4K_NS] + clear(m, env, PAGE_BYTES)
+    elif action == Action.COPY_4K:
+        ns += costs[Cost.COW_4K_NS] + copy(m, env, PAGE_BYTES)
     elif action == Action.THP_FOR_HUGE_ZERO:
         ns += costs[Cost.HUGE_ZERO_THP_NS] + clear(m, env, PMD_BYTES)
-    m.cpu[actor, Cpu.ACTION] = action
-    m.cpu[actor, Cpu.TIME] += ns
-    m.cpu[actor, Cpu.PHASE] = Phase.START
+    elif action == Action.COPY_HUGE:
+        m.host_pmd[host_region(m, c[Cpu.PAGE])] = HostPmd.HUGE_SH_BUSY
+        ns += costs[Cost.HUGETLB_FAULT_NS] + copy(m, env, region_bytes(m))
+    m.vm[Vm.ANON_VMA] = 1
+    c[Cpu.OLD] = host_pte(m, c[Cpu.PAGE])
+    c[Cpu.ACTION] = action
+    c[Cpu.TIME] += ns
+    c[Cpu.PHASE] = Phase.START
 
 
 @jit
@@ -122,38 +129,58 @@ def hold(m: Machine, env: Env, actor: int, flush_ns: int, done: int) -> bool:
 @jit
 def on_start(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.INVALIDATE_RANGE_START] += 1
-    if env.stream[Stream.ACTOR] == Actor.OUTSIDE:  # no memslot overlaps: no lock, no sequence
+    if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:  # no memslot overlaps: no lock, no sequence
         m.counters[Counter.COW_4K] += 1
         return plan_callback(m, env, actor, 1, 0)
     return lock_for(m, actor, Phase.START_HELD)
 
 
 @jit
-def on_start_held(m: Machine, env: Env, actor: int) -> bool:
-    c = m.cpu[actor]
-    lo = c[Cpu.GFN]
-    hi = lo + 1
-    if c[Cpu.ACTION] != Action.COW_4K:
-        lo = (lo >> PMD_ORDER) << PMD_ORDER
-        hi = min(lo + PMD_PAGES, len(m.pte))
+def replaces_page(action: int) -> bool:
+    """The pair is over one page, set with set_pte_at_notify(); all others are over the host's region."""
+    cow = action == Action.COW_4K or action == Action.COPY_4K
+    return cow or action == Action.KSM_PROTECT or action == Action.KSM_REPLACE
+
+
+@jit
+def region_of_slot(m: Machine, page: int) -> tuple[int, int]:
+    """The part of the slot that lies in the page's host region, [first, end)."""
+    order = m.vm[Vm.HOST_ORDER]
+    first = (page >> order) << order
+    return max(first, m.vm[Vm.SHIFT]), min(first + (np.int64(1) << order), slot_end(m))
+
+
+@jit
+def open_range(m: Machine, first: int, end: int) -> None:
+    """kvm_mmu_invalidate_begin(): one more in progress; the range is a union."""
     vm = m.vm
     alone = vm[Vm.IN_PROGRESS] == 0
-    vm[Vm.RANGE_LO] = lo if alone else min(lo, vm[Vm.RANGE_LO])
-    vm[Vm.RANGE_HI] = hi if alone else max(hi, vm[Vm.RANGE_HI])
+    vm[Vm.RANGE_LO] = first if alone else min(first, vm[Vm.RANGE_LO])
+    vm[Vm.RANGE_HI] = end if alone else max(end, vm[Vm.RANGE_HI])
     vm[Vm.IN_PROGRESS] += 1
-    flush_ns = flush_guest(m, env, actor) if zap(m, lo, hi) else 0
+
+
+@jit
+def on_start_held(m: Machine, env: Env, actor: int) -> bool:
+    c = m.cpu[actor]
+    first, end = c[Cpu.PAGE], c[Cpu.PAGE] + 1
+    if not replaces_page(c[Cpu.ACTION]):
+        first, end = region_of_slot(m, c[Cpu.PAGE])
+    open_range(m, first, end)
+    flush_ns = flush_guest(m, env, actor) if zap(m, first, end) else np.int64(0)
     return hold(m, env, actor, flush_ns, Phase.START_DONE)
 
 
 @jit
 def on_start_done(m: Machine, env: Env, actor: int) -> bool:
     release(m, actor, 1)
-    action = m.cpu[actor, Cpu.ACTION]
-    replaced = replace_entry(m, m.cpu[actor, Cpu.GFN], action)
-    ns = flush_host(m, env, actor) if replaced else 0
-    if action == Action.SPLIT_HUGE_ZERO:
+    c = m.cpu[actor]
+    action = c[Cpu.ACTION]
+    replaced = replace_entry(m, c[Cpu.PAGE], action, c[Cpu.OLD])
+    ns = flush_host(m, env, actor) if replaced else np.int64(0)
+    if action == Action.SPLIT_HUGE_ZERO or action == Action.SPLIT_THP:
         ns += env.costs[Cost.SPLIT_PMD_NS]
-    return plan_callback(m, env, actor, replaced and action == Action.COW_4K, ns)
+    return plan_callback(m, env, actor, replaced and replaces_page(action), ns)
 
 
 @jit
@@ -168,7 +195,7 @@ def plan_callback(m: Machine, env: Env, actor: int, pte_replaced: int, ns: int) 
 @jit
 def on_change(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.CHANGE_PTE] += 1
-    if env.stream[Stream.ACTOR] == Actor.OUTSIDE:
+    if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:
         return plan_callback(m, env, actor, 0, 0)
     return lock_for(m, actor, Phase.CHANGE_HELD)
 
@@ -176,8 +203,9 @@ def on_change(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_change_held(m: Machine, env: Env, actor: int) -> bool:
     """set_spte_gfn() finds nothing: start zapped it. Patch 2 makes an SPTE, for a vCPU's own CoW only."""
-    if env.policy[Behaviour.CHANGE_PTE_PREFETCH] and env.stream[Stream.ACTOR] != Actor.VMM:
-        prefetch_4k(m, m.cpu[actor, Cpu.GFN])
+    kind = m.cpu[actor, Cpu.KIND]
+    if env.policy[Behaviour.CHANGE_PTE_PREFETCH] and (kind == Actor.GUEST or kind == Actor.PREFAULT):
+        prefetch_4k(m, m.cpu[actor, Cpu.PAGE])
     return hold(m, env, actor, 0, Phase.CHANGE_DONE)
 
 
@@ -188,9 +216,9 @@ def on_change_done(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
-def on_end(m: Machine, env: Env, actor: int) -> bool:
+def on_end(m: Machine, actor: int) -> bool:
     m.counters[Counter.INVALIDATE_RANGE_END] += 1
-    if env.stream[Stream.ACTOR] == Actor.OUTSIDE:
+    if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:
         m.cpu[actor, Cpu.INDEX] += 1
         m.cpu[actor, Cpu.PHASE] = Phase.TOUCH
         return False

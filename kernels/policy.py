@@ -41,7 +41,26 @@ class Behaviour(IntEnum):
     Not merged."""
     REWRITE_DROPS_DIRTY = 8
     """make_spte() over a writable entry leaves the Dirty bit out, so that the first duplicate differs and counts as fixed:
-    "KVM: X86: Don't check unsync if the original spte is writible", Lai Jiangshan, August 2021 (5.16)."""
+    "KVM: X86: Don't check unsync if the original spte is writible", Lai Jiangshan, August 2021 (5.16); ended by "KVM:
+    x86/mmu: Always set SPTE's dirty bit if it's created as writable" (6.13)."""
+    EAGER_SPLIT = 9
+    """Huge SPTEs are split when dirty logging begins, where eager_page_split is set: a3fe5dbda0a4 (5.18)."""
+    SPLIT_HUGE_SPTE = 10
+    """A fault that needs a smaller leaf splits the TDP MMU's huge leaf in place; before, it was zapped: c4b33d28ea51 (6.2)."""
+    NX_MARKED_TABLES = 11
+    """nx_huge_pages keeps data faults below tables that a fetch made; before, below any table: 76901e56fb51 (6.2)."""
+    RECOVER_HUGE_SPTE = 12
+    """The TDP MMU makes huge leaves in place when dirty logging ends; before, it zapped the tables: 13e2e4f62a4b (6.13)."""
+    COLLAPSE = 13
+    """MADV_COLLAPSE exists: 7d8faaf15545 (6.1)."""
+    HUGETLB_DONTNEED = 14
+    """MADV_DONTNEED works on hugetlb: 90e7e7f5ef3f (5.18)."""
+    HUGETLB_ZAP_TWICE = 15
+    """Zapping hugetlb runs two notifier pairs, one inside the other; until 369258ce41c6 (6.2)."""
+    SUBPAGE_REUSE = 16
+    """A write to a PTE-mapped part of a THP that nobody shares any more reuses it; before, it is copied: 1da190f4d0a6 (6.15)."""
+    RECLAIM_PAGE_TABLES = 17
+    """MADV_DONTNEED over a whole region frees its empty page table: 6375e95f381e (6.14)."""
 
 
 class Version(NamedTuple):
@@ -68,13 +87,26 @@ class Regime(NamedTuple):
 
 
 REGIMES: tuple[Regime, ...] = (
-    Regime(OLDEST, dict.fromkeys(Behaviour, 0) | {Behaviour.CHANGE_PTE: 1}),
+    Regime(OLDEST, dict.fromkeys(Behaviour, 0) | {Behaviour.CHANGE_PTE: 1, Behaviour.HUGETLB_ZAP_TWICE: 1}),
     Regime(Version(5, 16), {Behaviour.REWRITE_DROPS_DIRTY: 1}),
+    Regime(Version(5, 18), {Behaviour.EAGER_SPLIT: 1, Behaviour.HUGETLB_DONTNEED: 1}),
+    Regime(Version(6, 1), {Behaviour.COLLAPSE: 1}),
+    Regime(Version(6, 2), {Behaviour.SPLIT_HUGE_SPTE: 1, Behaviour.NX_MARKED_TABLES: 1, Behaviour.HUGETLB_ZAP_TWICE: 0}),
     Regime(Version(6, 6), {Behaviour.HUGETLB_PGFAULT: 1}),
     Regime(Version(6, 8), {Behaviour.STALE_PRECHECK: 1}),
     Regime(Version(6, 10), {Behaviour.CHANGE_PTE: 0}),
     Regime(Version(6, 11), {Behaviour.PRE_FAULT_MEMORY: 1}),
-    Regime(Version(6, 13), {Behaviour.HUGE_ZERO_WRITE_THP: 1, Behaviour.DUPLICATE_IS_SPURIOUS: 1}),
+    Regime(
+        Version(6, 13),
+        {
+            Behaviour.HUGE_ZERO_WRITE_THP: 1,
+            Behaviour.DUPLICATE_IS_SPURIOUS: 1,
+            Behaviour.REWRITE_DROPS_DIRTY: 0,
+            Behaviour.RECOVER_HUGE_SPTE: 1,
+        },
+    ),
+    Regime(Version(6, 14), {Behaviour.RECLAIM_PAGE_TABLES: 1}),
+    Regime(Version(6, 15), {Behaviour.SUBPAGE_REUSE: 1}),
 )
 
 

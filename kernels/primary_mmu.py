@@ -1,4 +1,4 @@
-"""The VMM's own page table: what slow GUP finds there, and what handle_mm_fault() makes of it.
+"""The VMM's own page table: what a walk finds there, and what handle_mm_fault() makes of it.
 
 `action_table()` is the table of outcomes of handle_mm_fault() for one backing, setting and policy. `begin_fault()`
 starts an action and says how long it takes; `commit_fault()` sets the entry where no notifier is involved;
@@ -11,10 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.cost import Cost
+from kernels.draws import SALT_THP, THP_KEY, draw
 from kernels.jit import jit
+from kernels.memory import drop_page, take_huge, take_page, take_thp
 from kernels.policy import Behaviour
 from kernels.spec import (
+    FAULT_AROUND_PAGES,
     PAGE_BYTES,
+    PAGE_SHIFT,
     PMD_BYTES,
     PMD_ORDER,
     Action,
@@ -25,66 +29,103 @@ from kernels.spec import (
     Gauge,
     HostPmd,
     HostPte,
+    Setup,
     Stream,
     ThpEnabled,
+    Vm,
 )
-from kernels.state import Bytes, Int64s, Machine, host_pte, region_end, set_host_pte
-
-
-class Env(NamedTuple):
-    """What a step reads and never writes."""
-
-    policy: Int64s  # (len(Behaviour),)
-    costs: Int64s  # (len(Cost),)
-    actions: Bytes  # (len(HostPmd), len(HostPte), 2): Action for [pmd, pte, write]
-    stream: Int64s  # (len(Stream),)
-    list_lo: Int64s  # (actors + 1,): touch_list of actor v is [list_lo[v], list_lo[v + 1])
-    list_gfn: Int64s
-    list_write: Bytes
-    zipf_lo: Int64s  # (bins + 1,) first rank of each bin
-    zipf_cut: Int64s  # (bins,) draws of 62 bits below it fall into this bin or an earlier one
+from kernels.state import Bytes, Env, Machine, host_pte, host_region, host_state, set_host_pte
 
 
 class Traits(NamedTuple):
     """What a backing is to handle_mm_fault(), under one host setting."""
 
-    thp: bool  # a fault on an empty PMD makes a THP
-    hugetlb: bool
-    shmem: bool
+    thp: bool = False  # a fault on an empty region makes a THP
+    collapsible: bool = False  # the VMA may hold one, whatever the setting
+    hugetlb: bool = False
+    gigantic: bool = False  # 1 GiB pages
+    shared: bool = False
+    file: bool = False  # shmem or memfd: pages live in the page cache
 
 
 def traits_of(backing: Backing, thp_enabled: ThpEnabled) -> Traits:
     """`anonymous` carries MADV_NOHUGEPAGE, `anonymous_thp` MADV_HUGEPAGE (selftests, lib/kvm_util.c)."""
-    thp = backing == Backing.ANONYMOUS_THP and thp_enabled != ThpEnabled.NEVER
-    return Traits(thp, backing == Backing.ANONYMOUS_HUGETLB_2MB, backing == Backing.SHMEM)
+    table = {
+        Backing.ANONYMOUS: Traits(),
+        Backing.ANONYMOUS_THP: Traits(thp=thp_enabled != ThpEnabled.NEVER, collapsible=True),
+        Backing.ANONYMOUS_DEFAULT: Traits(thp=thp_enabled == ThpEnabled.ALWAYS, collapsible=True),
+        Backing.ANONYMOUS_HUGETLB_2MB: Traits(hugetlb=True),
+        Backing.ANONYMOUS_HUGETLB_1GB: Traits(hugetlb=True, gigantic=True),
+        Backing.SHARED_HUGETLB_2MB: Traits(hugetlb=True, shared=True),
+        Backing.SHARED_HUGETLB_1GB: Traits(hugetlb=True, gigantic=True, shared=True),
+        Backing.SHMEM: Traits(shared=True, file=True),
+        Backing.SHMEM_THP: Traits(thp=True, shared=True, file=True),
+        Backing.PRIVATE_MEMFD: Traits(file=True),
+    }
+    return table[backing]
+
+
+def pte_actions(traits: Traits) -> dict[HostPte, tuple[Action, Action]]:
+    """Action for a read and for a write of a page below a page table."""
+    on = dict.fromkeys((HostPte.ANON_SH, HostPte.ANON_TSH, HostPte.KSM_RO, HostPte.FILE_RO), (Action.NONE, Action.COPY_4K))
+    on[HostPte.NONE] = (Action.MAP_ZERO, Action.ALLOC_4K)
+    on[HostPte.Z_RO] = (Action.NONE, Action.COW_4K)
+    on[HostPte.ANON_EX] = (Action.NONE, Action.REUSE_4K)
+    on[HostPte.CACHED] = (Action.MAP_CACHED, Action.MAP_CACHED if traits.shared else Action.COW_FILE)
+    on[HostPte.SHM_BUSY] = (Action.WAIT, Action.WAIT)
+    if traits.file:
+        on[HostPte.NONE] = (Action.ALLOC_SHMEM, Action.ALLOC_SHMEM) if traits.shared else (Action.READ_FILE, Action.COW_FILE)
+    return on
+
+
+def empty_actions(traits: Traits, use_zero_page: bool) -> tuple[Action, Action] | None:
+    """Action for a read and for a write of a region without a page table; None: as for an empty page."""
+    if traits.hugetlb:
+        return Action.ALLOC_HUGE, Action.ALLOC_HUGE
+    if not traits.thp:
+        return None
+    if traits.file:
+        return Action.ALLOC_SHMEM_THP, Action.ALLOC_SHMEM_THP
+    return (Action.MAP_HUGE_ZERO if use_zero_page else Action.ALLOC_THP), Action.ALLOC_THP
 
 
 def action_table(traits: Traits, use_zero_page: bool, huge_zero_write_thp: bool) -> Bytes:
     """Action for each (HostPmd, HostPte, write); shape (len(HostPmd), len(HostPte), 2). NONE: the walk is satisfied."""
     table = np.zeros((len(HostPmd), len(HostPte), 2), np.uint8)
-    on_pte = {HostPte.NONE: (Action.MAP_ZERO, Action.ALLOC_4K), HostPte.Z_RO: (Action.NONE, Action.COW_4K)}
-    if traits.shmem:
-        on_pte[HostPte.NONE] = (Action.ALLOC_SHMEM, Action.ALLOC_SHMEM)
-    on_pte[HostPte.SHM_BUSY] = (Action.WAIT, Action.WAIT)
-    for pte, pair in on_pte.items():
+    for pte, pair in pte_actions(traits).items():
         table[HostPmd.TBL, pte] = pair
-    table[HostPmd.NONE] = table[HostPmd.TBL, HostPte.NONE]
-    if traits.thp:
-        table[HostPmd.NONE] = (Action.MAP_HUGE_ZERO if use_zero_page else Action.ALLOC_THP, Action.ALLOC_THP)
-    if traits.hugetlb:
-        table[HostPmd.NONE] = Action.ALLOC_HUGE
-    table[HostPmd.HZ_RO, :, 1] = Action.THP_FOR_HUGE_ZERO if huge_zero_write_thp else Action.SPLIT_HUGE_ZERO
-    table[HostPmd.HUGE_RO, :, 1] = Action.REUSE_HUGE
-    table[HostPmd.HUGE_BUSY] = Action.WAIT
+    table[HostPmd.NONE] = empty_actions(traits, use_zero_page) or table[HostPmd.TBL, HostPte.NONE]
+    on_write = {
+        HostPmd.HZ_RO: Action.THP_FOR_HUGE_ZERO if huge_zero_write_thp else Action.SPLIT_HUGE_ZERO,
+        HostPmd.THP_EX: Action.REUSE_THP,
+        HostPmd.THP_SH: Action.SPLIT_THP,
+        HostPmd.HUGE_RO: Action.REUSE_HUGE,
+        HostPmd.HUGE_SH: Action.COPY_HUGE,
+        HostPmd.HUGE_SH_BUSY: Action.WAIT,
+    }
+    for pmd, action in on_write.items():
+        table[pmd, :, 1] = action
+    table[HostPmd.CACHED] = Action.MAP_CACHED_HUGE
+    table[HostPmd.HUGE_BUSY] = table[HostPmd.COLLAPSING] = Action.WAIT
     return table
+
+
+HOST_LEAF = np.zeros(len(HostPmd), np.uint8)
+HOST_LEAF[HostPmd.HZ_RO : HostPmd.SHM_THP + 1] = 1
+
+# What a page becomes when the leaf above it is split: __split_huge_zero_page_pmd(), __split_huge_pmd_locked().
+SPLIT_PTE = np.zeros(len(HostPmd), np.uint8)
+SPLIT_PTE[HostPmd.HZ_RO] = HostPte.Z_RO
+SPLIT_PTE[HostPmd.THP_RW] = HostPte.ANON_TRW
+SPLIT_PTE[HostPmd.THP_SH] = HostPte.ANON_TSH
 
 
 @jit
 def find_action(m: Machine, env: Env, page: int, write: int) -> int:
     """What a walk for that access finds to do; Action.NONE: present with the rights asked for."""
-    pmd = m.host_pmd[page >> PMD_ORDER]
+    pmd = host_state(m, page)
     pte = host_pte(m, page) if pmd == HostPmd.TBL else 0
-    return env.actions[pmd, pte, write]
+    return np.int64(env.actions[pmd, pte, write])
 
 
 @jit
@@ -94,131 +135,258 @@ def host_writable(m: Machine, env: Env, page: int) -> bool:
 
 
 @jit
-def count_pgfault(m: Machine, env: Env, actor: int, action: int) -> None:
+def count_pgfault(m: Machine, env: Env, actor: int) -> None:
     """One handle_mm_fault(), to the column of who called it; once only for a fault that slept on a page's lock."""
-    if m.cpu[actor, Cpu.FAULTED]:
-        m.cpu[actor, Cpu.FAULTED] = 0
+    c = m.cpu[actor]
+    if c[Cpu.FAULTED]:
+        c[Cpu.FAULTED] = 0
         return
-    pmd = m.host_pmd[m.cpu[actor, Cpu.GFN] >> PMD_ORDER]
-    hugetlb = action == Action.ALLOC_HUGE or action == Action.REUSE_HUGE or pmd == HostPmd.HUGE_BUSY
-    if hugetlb and not env.policy[Behaviour.HUGETLB_PGFAULT]:
+    if env.setup[Setup.HUGETLB] and not env.policy[Behaviour.HUGETLB_PGFAULT] and c[Cpu.KIND] != Actor.HOST:
         return
-    guest = env.stream[Stream.ACTOR] == Actor.GUEST
-    m.counters[Counter.PGFAULT if guest else Counter.VMM_PGFAULT] += 1
+    m.counters[Counter.PGFAULT if c[Cpu.KIND] == Actor.GUEST else Counter.VMM_PGFAULT] += 1
 
 
 @jit
 def clear(m: Machine, env: Env, nbytes: int) -> int:
     """Clear fresh memory; returns the time it takes."""
-    ns = env.costs[Cost.CLEAR_2M_NS] if nbytes == PMD_BYTES else env.costs[Cost.CLEAR_4K_NS]
+    ns = env.costs[Cost.CLEAR_4K_NS] if nbytes == PAGE_BYTES else env.costs[Cost.CLEAR_2M_NS] * (nbytes // PMD_BYTES)
     m.counters[Counter.BYTES_CLEARED] += nbytes
     m.counters[Counter.CLEAR_NS] += ns
     return ns
 
 
 @jit
+def copy(m: Machine, env: Env, nbytes: int) -> int:
+    """Copy memory; returns the time it takes."""
+    m.counters[Counter.BYTES_COPIED] += nbytes
+    return env.costs[Cost.COPY_4K_NS] if nbytes == PAGE_BYTES else env.costs[Cost.COPY_2M_NS] * (nbytes // PMD_BYTES)
+
+
+@jit
+def region_bytes(m: Machine) -> int:
+    """Bytes of a host region: of a hugetlb page."""
+    return 1 << (m.vm[Vm.HOST_ORDER] + PAGE_SHIFT)
+
+
+@jit
+def thp_fails(env: Env, region: int) -> bool:
+    """The 2M allocation for that region fails: a draw of the step, the same in every configuration."""
+    bits = draw(env.stream[Stream.KEY] ^ THP_KEY, SALT_THP, region)
+    return np.int64(bits >> np.uint64(11)) < env.setup[Setup.THP_FAILURE_CUT]
+
+
+@jit
+def settle_action(m: Machine, env: Env, page: int, action: int, write: int) -> int:
+    """The action, or what the fault falls back to because no huge page can be had."""
+    needs_thp = action == Action.ALLOC_THP or action == Action.ALLOC_SHMEM_THP or action == Action.THP_FOR_HUGE_ZERO
+    region = host_region(m, page)
+    if not needs_thp or env.setup[Setup.THP_FAILURE_CUT] == 0 or not thp_fails(env, region):
+        return action
+    if action != Action.ALLOC_SHMEM_THP:
+        m.counters[Counter.THP_FAULT_FALLBACK] += 1
+        m.vm[Vm.ANON_VMA] = 1
+    if action == Action.THP_FOR_HUGE_ZERO:
+        return Action.SPLIT_HUGE_ZERO
+    m.host_pmd[region] = HostPmd.TBL
+    return np.int64(env.actions[HostPmd.TBL, HostPte.NONE, write])
+
+
+@jit
 def begin_fault(m: Machine, env: Env, page: int, action: int) -> int:
-    """Allocate and clear for an action that ends in commit_fault(); returns ns until then."""
+    """Allocate, clear and copy for an action that ends in commit_fault(); returns ns until then."""
+    if action == Action.MAP_HUGE_ZERO or action == Action.ALLOC_THP or action == Action.ALLOC_SHMEM_THP or action == Action.ALLOC_HUGE:
+        return begin_huge(m, env, page, action)
     costs = env.costs
-    region = page >> PMD_ORDER
-    if action == Action.MAP_HUGE_ZERO:
-        return costs[Cost.HUGE_ZERO_MAP_NS]
-    if action == Action.ALLOC_THP:
-        return costs[Cost.THP_FAULT_NS] + clear(m, env, PMD_BYTES)
-    if action == Action.REUSE_HUGE:
+    if action >= Action.REUSE_4K:
         return costs[Cost.REUSE_NS]
-    if action == Action.ALLOC_HUGE:
-        m.host_pmd[region] = HostPmd.HUGE_BUSY
-        return costs[Cost.HUGETLB_FAULT_NS] + clear(m, env, PMD_BYTES)
+    if action == Action.MAP_CACHED_HUGE:
+        return costs[Cost.FILE_MAP_NS]
+    region = host_region(m, page)
     if m.host_pmd[region] == HostPmd.NONE:
         m.host_pmd[region] = HostPmd.TBL  # __pte_alloc() comes before the page
     if action == Action.MAP_ZERO:
         return costs[Cost.ZERO_MAP_NS]
-    if action == Action.ALLOC_SHMEM:
-        set_host_pte(m, page, HostPte.SHM_BUSY)
-        return costs[Cost.SHMEM_FAULT_NS] + clear(m, env, PAGE_BYTES)
-    return costs[Cost.ANON_FAULT_NS] + clear(m, env, PAGE_BYTES)
+    if action == Action.MAP_CACHED:
+        return costs[Cost.FILE_MAP_NS]
+    if action == Action.ALLOC_4K:
+        m.vm[Vm.ANON_VMA] = 1
+        return costs[Cost.ANON_FAULT_NS] + clear(m, env, PAGE_BYTES)
+    ns = np.int64(0)
+    if action == Action.COW_FILE:
+        m.vm[Vm.ANON_VMA] = 1
+        ns += costs[Cost.ANON_FAULT_NS] + copy(m, env, PAGE_BYTES)
+        if host_pte(m, page) == HostPte.CACHED:
+            return ns
+    set_host_pte(m, page, HostPte.SHM_BUSY)
+    return ns + costs[Cost.SHMEM_FAULT_NS] + clear(m, env, PAGE_BYTES)
 
 
 @jit
-def hold_memory(m: Machine, nbytes: int, private: bool) -> None:
-    m.gauges[Gauge.HELD_BYTES] += nbytes
-    if private:
-        m.gauges[Gauge.RSS_BYTES] += nbytes
+def begin_huge(m: Machine, env: Env, page: int, action: int) -> int:
+    costs = env.costs
+    if action == Action.ALLOC_HUGE or action == Action.ALLOC_SHMEM_THP:
+        m.host_pmd[host_region(m, page)] = HostPmd.HUGE_BUSY
+    if not env.setup[Setup.SHARED]:
+        m.vm[Vm.ANON_VMA] = 1
+    if action == Action.MAP_HUGE_ZERO:
+        return costs[Cost.HUGE_ZERO_MAP_NS]
+    ns = costs[Cost.HUGETLB_FAULT_NS] if action == Action.ALLOC_HUGE else costs[Cost.THP_FAULT_NS]
+    return ns + clear(m, env, region_bytes(m))
 
 
 @jit
-def commit_pmd(m: Machine, page: int, action: int, write: int) -> None:
-    region = page >> PMD_ORDER
-    if action == Action.REUSE_HUGE:
-        if m.host_pmd[region] == HostPmd.HUGE_RO:
-            m.host_pmd[region] = HostPmd.HUGE_RW
+def releases_lock(action: int) -> bool:
+    """The action's commit ends a page's lock, for which others may wait."""
+    huge = action == Action.ALLOC_HUGE or action == Action.ALLOC_SHMEM_THP
+    return huge or action == Action.ALLOC_SHMEM or action == Action.READ_FILE or action == Action.COW_FILE
+
+
+@jit
+def commit_pmd(m: Machine, env: Env, page: int, action: int, write: int) -> None:
+    region = host_region(m, page)
+    pmd = m.host_pmd[region]
+    if action == Action.REUSE_HUGE or action == Action.REUSE_THP:
+        if pmd == HostPmd.HUGE_RO or pmd == HostPmd.THP_EX:
+            m.host_pmd[region] = HostPmd.HUGE_RW if pmd == HostPmd.HUGE_RO else HostPmd.THP_RW
             m.counters[Counter.COW_REUSE] += 1
     elif action == Action.ALLOC_HUGE:
-        m.host_pmd[region] = HostPmd.HUGE_RW if write else HostPmd.HUGE_RO
-        hold_memory(m, PMD_BYTES, False)
-    elif m.host_pmd[region] != HostPmd.NONE:  # lost the race for the PMD
+        m.host_pmd[region] = HostPmd.HUGE_RW if write or env.setup[Setup.SHARED] else HostPmd.HUGE_RO
+        m.gauges[Gauge.HELD_BYTES] += region_bytes(m)
+    elif action == Action.ALLOC_SHMEM_THP:
+        m.host_pmd[region] = HostPmd.SHM_THP
+        m.gauges[Gauge.HELD_BYTES] += PMD_BYTES
+    elif action == Action.MAP_CACHED_HUGE:
+        if pmd == HostPmd.CACHED:
+            m.host_pmd[region] = HostPmd.HUGE_RW if env.setup[Setup.HUGETLB] else HostPmd.SHM_THP
+    elif pmd != HostPmd.NONE:  # lost the race for the PMD
         if action == Action.ALLOC_THP:
             m.counters[Counter.BYTES_CLEARED_WASTED] += PMD_BYTES
     elif action == Action.ALLOC_THP:
-        m.host_pmd[region] = HostPmd.THP_RW
-        m.counters[Counter.THP_FAULT_ALLOC] += 1
-        m.gauges[Gauge.ANON_HUGE_BYTES] += PMD_BYTES
-        hold_memory(m, PMD_BYTES, True)
+        map_thp(m, region)
     else:
         m.host_pmd[region] = HostPmd.HZ_RO
         m.counters[Counter.HUGE_ZERO_MAPS] += 1
 
 
 @jit
-def commit_pte(m: Machine, page: int, action: int) -> None:
-    if action == Action.ALLOC_SHMEM:
+def map_thp(m: Machine, region: int) -> None:
+    """A fault maps the THP it made."""
+    m.host_pmd[region] = HostPmd.THP_RW
+    m.counters[Counter.THP_FAULT_ALLOC] += 1
+    take_thp(m)
+
+
+@jit
+def map_around(m: Machine, env: Env, page: int) -> None:
+    """do_fault_around(): the aligned 16 pages around a read fault, as far as they are in the page cache and not mapped."""
+    first = page & ~(FAULT_AROUND_PAGES - 1)
+    for p in range(first, first + FAULT_AROUND_PAGES):
+        if host_pte(m, p) == HostPte.CACHED:
+            map_file(m, env, p)
+
+
+@jit
+def map_file(m: Machine, env: Env, page: int) -> None:
+    """Map a page of the page cache."""
+    if env.setup[Setup.SHARED]:
         set_host_pte(m, page, HostPte.SHM_RW)
-        hold_memory(m, PAGE_BYTES, False)
-    elif host_pte(m, page) != HostPte.NONE:  # lost the race for the PTE
+    else:
+        set_host_pte(m, page, HostPte.FILE_RO)
+        m.gauges[Gauge.RSS_BYTES] += PAGE_BYTES
+
+
+@jit
+def commit_file(m: Machine, env: Env, page: int, action: int, write: int) -> None:
+    pte = host_pte(m, page)
+    if pte == HostPte.SHM_BUSY:
+        m.gauges[Gauge.HELD_BYTES] += PAGE_BYTES
+    if action == Action.COW_FILE:
+        if pte == HostPte.SHM_BUSY or pte == HostPte.CACHED:
+            set_host_pte(m, page, HostPte.ANON_RW)
+            take_page(m)
+        return
+    if pte == HostPte.SHM_BUSY or pte == HostPte.CACHED:
+        map_file(m, env, page)
+    if not write:
+        map_around(m, env, page)
+
+
+@jit
+def commit_pte(m: Machine, page: int, action: int) -> None:
+    pte = host_pte(m, page)
+    if action == Action.REUSE_4K:
+        if pte == HostPte.ANON_EX:
+            set_host_pte(m, page, HostPte.ANON_RW)
+            m.counters[Counter.COW_REUSE] += 1
+    elif pte != HostPte.NONE:  # lost the race for the PTE
         if action == Action.ALLOC_4K:
             m.counters[Counter.BYTES_CLEARED_WASTED] += PAGE_BYTES
     elif action == Action.ALLOC_4K:
         set_host_pte(m, page, HostPte.ANON_RW)
-        hold_memory(m, PAGE_BYTES, True)
+        take_page(m)
     else:
         set_host_pte(m, page, HostPte.Z_RO)
         m.counters[Counter.ZERO_PAGE_MAPS] += 1
 
 
 @jit
-def commit_fault(m: Machine, page: int, action: int, write: int) -> None:
+def commit_fault(m: Machine, env: Env, page: int, action: int, write: int) -> None:
     """Set the entry that begin_fault() prepared, unless somebody was faster."""
-    if action == Action.MAP_ZERO or action == Action.ALLOC_4K or action == Action.ALLOC_SHMEM:
+    if action == Action.MAP_ZERO or action == Action.ALLOC_4K or action == Action.REUSE_4K:
         commit_pte(m, page, action)
+    elif action == Action.ALLOC_SHMEM or action == Action.READ_FILE or action == Action.MAP_CACHED or action == Action.COW_FILE:
+        commit_file(m, env, page, action, write)
     else:
-        commit_pmd(m, page, action, write)
+        commit_pmd(m, env, page, action, write)
 
 
 @jit
-def replace_entry(m: Machine, page: int, action: int) -> bool:
-    """Replace a present entry inside an invalidation; False: it changed since it was read, the work was void."""
-    region = page >> PMD_ORDER
-    if action == Action.COW_4K:
-        if m.host_pmd[region] != HostPmd.TBL or host_pte(m, page) != HostPte.Z_RO:
-            m.counters[Counter.BYTES_CLEARED_WASTED] += PAGE_BYTES
-            return False
-        set_host_pte(m, page, HostPte.ANON_RW)
-        m.counters[Counter.COW_4K] += 1
-        hold_memory(m, PAGE_BYTES, True)
-        return True
+def split_region(m: Machine, region: int, pte: int) -> None:
+    """A leaf becomes a page table whose pages are all `pte`."""
     if m.host_pmd[region] != HostPmd.HZ_RO:
+        m.gauges[Gauge.ANON_HUGE_BYTES] -= PMD_BYTES
+    m.host_pmd[region] = HostPmd.TBL
+    m.counters[Counter.THP_SPLIT_PMD] += 1
+    for p in range(region << PMD_ORDER, (region + 1) << PMD_ORDER):
+        set_host_pte(m, p, pte)
+
+
+@jit
+def replace_pte(m: Machine, page: int, action: int, old: int) -> bool:
+    """wp_page_copy() under the page-table lock: pte_same()?"""
+    if host_state(m, page) != HostPmd.TBL or host_pte(m, page) != old:
+        if action == Action.COW_4K:
+            m.counters[Counter.BYTES_CLEARED_WASTED] += PAGE_BYTES
+        return False
+    if action == Action.COW_4K:
+        take_page(m)
+    else:
+        m.counters[Counter.COW_KSM] += old == HostPte.KSM_RO
+        drop_page(m, old)
+        take_page(m)
+    set_host_pte(m, page, HostPte.ANON_RW)
+    m.counters[Counter.COW_4K] += 1
+    return True
+
+
+@jit
+def replace_entry(m: Machine, page: int, action: int, old: int) -> bool:
+    """Replace a present entry inside an invalidation; False: it changed since it was read, the work was void."""
+    if action == Action.COW_4K or action == Action.COPY_4K:
+        return replace_pte(m, page, action, old)
+    region = host_region(m, page)
+    pmd = np.int64(m.host_pmd[region])
+    if action == Action.COPY_HUGE:
+        m.host_pmd[region] = HostPmd.HUGE_RW
+        m.counters[Counter.COW_HUGE] += 1
+        take_huge(m, region_bytes(m))
+        return True
+    if pmd != (HostPmd.THP_SH if action == Action.SPLIT_THP else HostPmd.HZ_RO):
         if action == Action.THP_FOR_HUGE_ZERO:
             m.counters[Counter.BYTES_CLEARED_WASTED] += PMD_BYTES
         return False
-    if action == Action.SPLIT_HUGE_ZERO:
-        m.host_pmd[region] = HostPmd.TBL
-        for p in range(region << PMD_ORDER, region_end(m, region)):
-            set_host_pte(m, p, HostPte.Z_RO)
-        m.counters[Counter.THP_SPLIT_PMD] += 1
-        return True
-    m.host_pmd[region] = HostPmd.THP_RW
-    m.counters[Counter.THP_FAULT_ALLOC] += 1
-    m.gauges[Gauge.ANON_HUGE_BYTES] += PMD_BYTES
-    hold_memory(m, PMD_BYTES, True)
+    if action == Action.THP_FOR_HUGE_ZERO:
+        map_thp(m, region)
+    else:
+        split_region(m, region, np.int64(SPLIT_PTE[pmd]))
     return True

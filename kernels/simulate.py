@@ -13,28 +13,33 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kernels.checks import PointError, check_count, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Cost, cost_row
-from kernels.engine import PageTable, new_page_table, run_alone, run_many
+from kernels.draws import cut, step_key
+from kernels.engine import PageTable, new_page_table, run_alone, run_beside_daemons, run_call, run_many
 from kernels.policy import Behaviour, behaviours, policy_row
-from kernels.primary_mmu import Env, action_table, traits_of
+from kernels.primary_mmu import Traits, action_table, traits_of
 from kernels.spec import (
     KVM_MAX_VCPUS,
-    MAX_MEMORY_BYTES,
-    PAGE_BYTES,
-    PAGE_SHIFT,
     PMD_BYTES,
+    PMD_ORDER,
     PMD_PAGES,
+    PUD_ORDER,
+    PUD_PAGES,
+    Actor,
     Backing,
     Counter,
     Gauge,
+    Mmu,
     Prealloc,
+    Setup,
     Stream,
     ThpEnabled,
     Vm,
 )
-from kernels.state import Int64s, Machine, bucket_top, new_machine
-from kernels.steps import Populate, PreFault, Step, Touch, TouchList, WorkloadError, check_touch
-from kernels.workload import Accesses, accesses_of, step_key, stream_of
+from kernels.state import Env, Geometry, Int64s, Machine, bucket_top, geometry_of, new_machine
+from kernels.steps import Khugepaged, Ksm, Populate, PreFault, Step, Touch, TouchList
+from kernels.workload import Accesses, accesses_of, fraction_cut, stream_of
 
 PERCENTILES: Mapping[str, tuple[int, int]] = {
     "fault_p50_ns": (50, 100),
@@ -42,12 +47,10 @@ PERCENTILES: Mapping[str, tuple[int, int]] = {
     "fault_p99_ns": (99, 100),
     "fault_p999_ns": (999, 1000),
 }
+NS_PER_MS = 1_000_000
+DAEMONS = 2  # khugepaged and ksmd
 EVENTS_PER_ACCESS = 4096  # a step that needs more has run into a storm that does not end
-E = TypeVar("E", Backing, ThpEnabled, Prealloc)
-
-
-class PointError(ValueError):
-    """A parameter that the model cannot take: named, with its value and what would do."""
+E = TypeVar("E", Backing, ThpEnabled, Prealloc, Mmu)
 
 
 class BudgetError(RuntimeError):
@@ -91,22 +94,6 @@ def member(kind: type[E], value: Any, name: str) -> E:
         raise PointError(f"{name} = {value!r} is unknown; known: {', '.join(k.name.lower() for k in kind)}") from None
 
 
-def check_size(memory: int, backing: Backing) -> None:
-    if not PAGE_BYTES <= memory <= MAX_MEMORY_BYTES or memory % PAGE_BYTES:
-        below = max(PAGE_BYTES, memory // PAGE_BYTES * PAGE_BYTES)
-        raise PointError(
-            f"memory = {memory} bytes: a multiple of {PAGE_BYTES} from {PAGE_BYTES} to {MAX_MEMORY_BYTES} is needed; "
-            f"nearest: {below} and {below + PAGE_BYTES}"
-        )
-    if backing == Backing.ANONYMOUS_HUGETLB_2MB and memory % PMD_BYTES:
-        raise PointError(f"memory = {memory} bytes: not a multiple of the huge page, {PMD_BYTES} bytes")
-
-
-def check_count(name: str, value: int, limit: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-        raise PointError(f"{name} = {value!r}: an integer from 1 to {limit} is needed")
-
-
 def all_steps(prealloc: Prealloc, prealloc_threads: int, steps: Sequence[Step]) -> list[tuple[Step, int]]:
     """What runs: the VMM's preallocation, then the workload, each with its number among the workload's steps."""
     before: list[tuple[Step, int]] = []
@@ -122,19 +109,23 @@ def actors_of(steps: Sequence[tuple[Step, int]], vcpus: int) -> int:
 
 
 def step_name(step: Step) -> str:
-    """The op of a study file: TouchList -> touch_list."""
-    name = type(step).__name__
+    """The op of a study file: TouchList -> touch_list, DontNeed -> dontneed."""
+    name = type(step).__name__.replace("DontNeed", "Dontneed")
     return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
 
 
 @lru_cache(maxsize=1)
 def _lab() -> tuple[Machine, PageTable]:
-    return new_machine(PMD_PAGES, 1), new_page_table()
+    return new_machine(Geometry(PMD_PAGES, 0, PMD_ORDER), 1), new_page_table()
 
 
 def run_step(m: Machine, env: Env, budget: int) -> int:
-    """One step; the lone actor's loop where there is one actor and nobody watches. Raises BudgetError."""
-    if env.stream[Stream.ACTORS] == 1 and not len(m.trace):
+    """One step; the lone actor's loop where there is one actor and nobody beside it or watching. Raises BudgetError."""
+    if env.stream[Stream.ACTOR] == Actor.CALL:
+        ns = run_call(m, env)
+    elif env.setup[Setup.KHUGEPAGED] or env.setup[Setup.KSM]:
+        ns = run_beside_daemons(m, env, budget)
+    elif env.stream[Stream.ACTORS] == 1 and not len(m.trace):
         ns = run_alone(m, env, budget, *_lab())
     else:
         ns = run_many(m, env, budget)
@@ -181,15 +172,62 @@ def _run(results: list[StepResult], m: Machine) -> Run:
     )
 
 
-def _check_step(step: Step, behaviour: Mapping[Behaviour, int], kernel: str) -> None:
-    if isinstance(step, Touch) and (faults := check_touch(step)):
-        raise WorkloadError("touch: " + "; ".join(faults))
-    if isinstance(step, PreFault) and not behaviour[Behaviour.PRE_FAULT_MEMORY]:
-        raise PointError(f"pre_fault: kernel {kernel} has no KVM_PRE_FAULT_MEMORY; 6.11 is the first that has it")
+def _daemon_events(env: Env, made: Accesses) -> int:
+    """About how many events the daemons need at most while a step runs."""
+    ns = int(env.stream[Stream.IDLE_NS]) + accesses_of(made) * (int(env.stream[Stream.THINK_NS]) + 10 * int(env.costs.sum()))
+    events = 0
+    for pages, sleep in ((Setup.KHUGE_PAGES, Setup.KHUGE_SLEEP_NS), (Setup.KSM_PAGES, Setup.KSM_SLEEP_NS)):
+        if env.setup[sleep]:
+            events += (1 + ns // int(env.setup[sleep])) * 16 * (int(env.setup[pages]) + 1)
+    return events
 
 
-def _budget(made: Accesses, max_events: int | None) -> int:
-    return max_events if max_events is not None else 65536 + EVENTS_PER_ACCESS * accesses_of(made)
+def _budget(env: Env, made: Accesses, max_events: int | None) -> int:
+    if max_events is not None:
+        return max_events
+    return 65536 + EVENTS_PER_ACCESS * accesses_of(made) + _daemon_events(env, made)
+
+
+def max_order(geometry: Geometry) -> int:
+    """Order of the largest leaf that the shift of host against guest addresses allows."""
+    if geometry.shift % PMD_PAGES:
+        return 0
+    return PMD_ORDER if geometry.shift % PUD_PAGES else PUD_ORDER
+
+
+def setup_row(
+    traits: Traits,
+    geometry: Geometry,
+    mmu: Mmu,
+    guest_page: int,
+    flags: Mapping[Setup, bool],
+    thp_failure: float,
+    khugepaged: Khugepaged | None,
+    ksm: Ksm | None,
+) -> Int64s:
+    """The vector that jitted code indexes with Setup; shape (len(Setup),)."""
+    row = np.zeros(len(Setup), np.int64)
+    shallow = mmu == Mmu.SHADOW and guest_page < PMD_BYTES
+    row[Setup.MMU] = mmu
+    row[Setup.RECOVER_ORDER] = max_order(geometry)
+    row[Setup.MAX_ORDER] = 0 if shallow else min(max_order(geometry), PMD_ORDER if mmu == Mmu.SHADOW else PUD_ORDER)
+    row[Setup.DIRECT] = not shallow
+    for flag, value in flags.items():
+        row[flag] = value
+    row[Setup.THP], row[Setup.COLLAPSIBLE] = traits.thp, traits.collapsible
+    row[Setup.HUGETLB], row[Setup.SHARED], row[Setup.FILE] = traits.hugetlb, traits.shared, traits.file
+    row[Setup.THP_FAILURE_CUT] = cut(thp_failure)
+    if khugepaged and traits.thp and traits.collapsible:
+        row[Setup.KHUGEPAGED] = 1
+        row[Setup.KHUGE_PAGES] = khugepaged.pages_to_scan
+        row[Setup.KHUGE_SLEEP_NS] = khugepaged.scan_sleep_ms * NS_PER_MS
+        row[Setup.KHUGE_MAX_NONE] = khugepaged.max_ptes_none
+    if ksm and not (traits.hugetlb or traits.shared or traits.file):
+        row[Setup.KSM] = 1
+        row[Setup.KSM_PAGES] = ksm.pages_to_scan
+        row[Setup.KSM_SLEEP_NS] = ksm.sleep_ms * NS_PER_MS
+        row[Setup.KSM_CUT] = fraction_cut(ksm.fraction)
+    return row
 
 
 def simulate(
@@ -197,11 +235,20 @@ def simulate(
     steps: Sequence[Step],
     kernel: str = "6.12",
     policy: str = "mainline",
+    mmu: Mmu | str = Mmu.TDP,
     backing: Backing | str = Backing.ANONYMOUS,
     memory: int = 1 << 30,
     vcpus: int = 1,
     thp_enabled: ThpEnabled | str = ThpEnabled.MADVISE,
     use_zero_page: bool = True,
+    thp_failure: float = 0.0,
+    offset: int = 0,
+    guest_page: int = PMD_BYTES,
+    nx_huge_pages: bool = False,
+    eager_page_split: bool = True,
+    pml: bool = False,
+    khugepaged: Khugepaged | None = None,
+    ksm: Ksm | None = None,
     prealloc: Prealloc | str = Prealloc.NONE,
     prealloc_threads: int = 1,
     costs: Mapping[Cost, int] = DEFAULT_COSTS,
@@ -212,31 +259,32 @@ def simulate(
 ) -> Run:
     """Simulate one VM.
 
-    `memory` is the data memslot in bytes; `steps` run one after the other, inside each all vCPUs at once. `seed` and
-    `replicate` choose the random numbers of the workload, nothing else. With `trace_rows` the first so many events are
-    kept in `Run.trace`. Raises PointError, WorkloadError, policy.PolicyError, policy.UnknownKernelError,
-    cost.CostError, BudgetError.
+    `memory` is the data memslot in bytes, `offset` the host's address minus the guest's, in bytes; `steps` run one after the
+    other, inside each all vCPUs at once. `seed` and `replicate` choose the random numbers of the workload and of failing
+    allocations, nothing else. With `trace_rows` the first so many events are kept in `Run.trace`. Raises PointError,
+    WorkloadError, policy.PolicyError, policy.UnknownKernelError, cost.CostError, BudgetError.
     """
-    kind = member(Backing, backing, "backing")
-    thp = member(ThpEnabled, thp_enabled, "thp_enabled")
-    check_size(memory, kind)
+    kind, how = member(Backing, backing, "backing"), member(Mmu, mmu, "mmu")
+    traits = traits_of(kind, member(ThpEnabled, thp_enabled, "thp_enabled"))
+    check_point(memory, offset, guest_page, thp_failure, traits, khugepaged, ksm)
     check_count("vcpus", vcpus, KVM_MAX_VCPUS)
     check_count("prealloc_threads", prealloc_threads, KVM_MAX_VCPUS)
     behaviour = behaviours(kernel, policy)
     todo = all_steps(member(Prealloc, prealloc, "prealloc"), prealloc_threads, steps)
-    for step, _ in todo:
-        _check_step(step, behaviour, kernel)
-    pages = memory >> PAGE_SHIFT
-    m = new_machine(pages, actors_of(todo, vcpus), trace_rows)
-    actions = action_table(traits_of(kind, thp), use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP]))
+    geometry = geometry_of(memory, offset, traits.gigantic)
+    check_steps([step for step, _ in todo], behaviour, how, kernel, traits, geometry)
+    flags = {Setup.NX: nx_huge_pages, Setup.EAGER_SPLIT: eager_page_split, Setup.PML: pml}
+    setup = setup_row(traits, geometry, how, guest_page, flags, thp_failure, khugepaged, ksm)
+    m = new_machine(geometry, actors_of(todo, vcpus) + DAEMONS, trace_rows)
+    m.vm[Vm.KHUGE_TIME], m.vm[Vm.KSM_TIME] = setup[Setup.KHUGE_SLEEP_NS], setup[Setup.KSM_SLEEP_NS]
+    actions = action_table(traits, use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP]))
     policy_vector, cost_vector = policy_row(behaviour), cost_row(costs)
     results = []
     for step, number in todo:
-        made = stream_of(step, pages, vcpus, step_key(seed, replicate, number))
-        env = Env(
-            policy_vector, cost_vector, actions, made.stream, made.list_lo, made.list_gfn, made.list_write, made.zipf_lo, made.zipf_cut
-        )
-        ns = run_step(m, env, _budget(made, max_events))
+        made = stream_of(step, geometry.pages, vcpus, step_key(seed, replicate, number))
+        lists = (made.list_lo, made.list_gfn, made.list_write, made.zipf_lo, made.zipf_cut)
+        env = Env(policy_vector, cost_vector, setup, actions, made.stream, *lists)
+        ns = run_step(m, env, _budget(env, made, max_events))
         results.append(_result(step, m, ns))
         m.vm[Vm.CLOCK] += ns
     return _run(results, m)

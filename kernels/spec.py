@@ -10,51 +10,76 @@ PAGE_BYTES = 1 << PAGE_SHIFT
 PMD_ORDER = 9
 PMD_PAGES = 1 << PMD_ORDER
 PMD_BYTES = PMD_PAGES * PAGE_BYTES
+PUD_ORDER = 18
+PUD_PAGES = 1 << PUD_ORDER
+PUD_BYTES = PUD_PAGES * PAGE_BYTES
 KVM_MAX_VCPUS = 4096  # arch/x86/include/asm/kvm_host.h, CONFIG_KVM_MAX_NR_VCPUS=4096
-MAX_MEMORY_BYTES = 1 << 44  # 16 TiB: page numbers stay below 2**32, as mulhi32() needs
+MAX_MEMORY_BYTES = 1 << 44  # 16 TiB: page numbers stay below 2**33
+PREFETCH_PAGES = 8  # PTE_PREFETCH_NUM, arch/x86/kvm/mmu/mmu.c
+FAULT_AROUND_PAGES = 16  # fault_around_bytes, mm/memory.c: 64 KiB
+KSM_PAGE_SHARING = 256  # ksm_max_page_sharing, mm/ksm.c
+MAX_PTES_SHARED = PMD_PAGES // 2  # khugepaged_max_ptes_shared, mm/khugepaged.c
+PML_ENTRIES = 512  # arch/x86/kvm/vmx/vmx.h
 
 NEVER = 1 << 60  # ns; a point in virtual time that no event reaches
 
 
 class HostPmd(IntEnum):
-    """What the VMM's page table holds for a 2 MiB region (fault-path section "primary MMU")."""
+    """What the VMM's page table holds for a host region (2 MiB; 1 GiB for 1 GiB hugetlb): docs/model.md section 1."""
 
     NONE = 0  # nothing mapped, no page table
     TBL = 1  # a page table; HostPte says the rest
     HZ_RO = 2  # leaf: the huge zero page, read-only
     THP_RW = 3  # leaf: anonymous THP, writable
-    HUGE_RO = 4  # leaf: private hugetlb page made by a read
-    HUGE_RW = 5  # leaf: hugetlb page, writable
-    HUGE_BUSY = 6  # none yet; a task holds hugetlb_fault_mutex and clears the page
+    THP_EX = 4  # leaf: THP, read-only, nobody else has it
+    THP_SH = 5  # leaf: THP shared with a child
+    HUGE_RW = 6  # leaf: hugetlb page, writable
+    HUGE_RO = 7  # leaf: private hugetlb page made by a read, or ours again
+    HUGE_SH = 8  # leaf: private hugetlb page shared with a child
+    HUGE_SH_BUSY = 9  # the same, while a task copies it under hugetlb_fault_mutex
+    SHM_THP = 10  # leaf: huge page of shmem, writable
+    CACHED = 11  # huge page in the page cache, not mapped
+    HUGE_BUSY = 12  # none yet; a task holds the page's lock and clears it
+    COLLAPSING = 13  # khugepaged copies into a new THP under mmap_lock
 
 
 class HostPte(IntEnum):
-    """What the VMM's page table holds for a 4 KiB page below a HostPmd.TBL."""
+    """What the VMM's page table holds for a page below a HostPmd.TBL."""
 
     NONE = 0
     Z_RO = 1  # the shared 4 KiB zero page
     ANON_RW = 2  # anonymous page of our own
-    SHM_RW = 3  # shmem page: writable even when a read made it
-    SHM_BUSY = 4  # none yet; a task holds the new folio's lock and clears it
-
-
-class SptePmd(IntEnum):
-    """KVM's 2 MiB entry (TDP MMU): non-present, leaf (as in Spte), or a 4 KiB table below."""
-
-    N = 0
-    RO = 1
-    RW = 2
-    RW_CLEAN = 3
-    T = 4
+    ANON_TRW = 3  # the same, part of a THP's folio
+    ANON_EX = 4  # read-only and ours: reused on a write
+    ANON_SH = 5  # shared with a child
+    ANON_TSH = 6  # part of a THP's folio, shared with a child or not known to be exclusive
+    KSM_RO = 7
+    FILE_RO = 8  # page-cache page in a private mapping
+    SHM_RW = 9  # page-cache page in a shared mapping: writable even when a read made it
+    CACHED = 10  # in the page cache, not mapped
+    SHM_BUSY = 11  # none yet; a task holds the new folio's lock and clears it
 
 
 class Spte(IntEnum):
-    """KVM's 4 KiB entry below a SptePmd.T."""
+    """KVM's 4 KiB entry below a table; the leaf values are those of SptePmd too, in order of rights."""
 
     N = 0
     RO = 1
-    RW = 2
-    RW_CLEAN = 3  # writable, Dirty bit clear: a second fault on a writable leaf wrote it so, until a guest write sets the bit
+    WP = 2  # write-protected for dirty logging: MMU-writable, so fast_page_fault() makes it writable again
+    RW = 3
+    RW_CLEAN = 4  # writable, Dirty bit clear, until a guest write sets the bit
+
+
+class SptePmd(IntEnum):
+    """KVM's 2 MiB or 1 GiB entry: non-present, leaf (as in Spte), or a table below."""
+
+    N = 0
+    RO = 1
+    WP = 2
+    RW = 3
+    RW_CLEAN = 4
+    T = 5
+    T_NX = 6  # a table made because of an instruction fetch, nx_huge_page_disallowed
 
 
 # One byte holds both halves of a page's state: HostPte in the low nibble, Spte in the high one.
@@ -62,13 +87,27 @@ HOST_MASK = 0x0F
 SPTE_SHIFT = 4
 
 
+class Mmu(IntEnum):
+    """KVM's MMU for the guest."""
+
+    TDP = 0  # TDP MMU (arch/x86/kvm/mmu/tdp_mmu.c)
+    LEGACY = 1  # direct MMU with rmaps, tdp_mmu=N
+    SHADOW = 2  # shadow paging, without EPT or NPT
+
+
 class Backing(IntEnum):
-    """Names of the KVM selftests (tools/testing/selftests/kvm/lib/test_util.c)."""
+    """Names of the KVM selftests (tools/testing/selftests/kvm/lib/test_util.c), and three more."""
 
     ANONYMOUS = 0
     ANONYMOUS_THP = 1
     ANONYMOUS_HUGETLB_2MB = 2
-    SHMEM = 3
+    ANONYMOUS_HUGETLB_1GB = 3
+    SHMEM = 4
+    SHARED_HUGETLB_2MB = 5
+    SHARED_HUGETLB_1GB = 6
+    SHMEM_THP = 7
+    PRIVATE_MEMFD = 8
+    ANONYMOUS_DEFAULT = 9
 
 
 class ThpEnabled(IntEnum):
@@ -95,6 +134,24 @@ class Actor(IntEnum):
     VMM = 1  # a VMM thread in MADV_POPULATE_*: host page table only
     PREFAULT = 2  # KVM_PRE_FAULT_MEMORY: read faults inside the kernel, no exit
     OUTSIDE = 3  # a VMM thread that writes its own copy-on-write memory, in no memslot
+    HOST = 4  # a VMM thread that accesses the memory itself
+    IDLE = 5  # nobody: time passes
+    CALL = 6  # a VMM thread in one system call (fork, madvise, ioctl); no vCPU runs
+    KHUGEPAGED = 7  # daemon, beside the step's actors
+    KSMD = 8  # daemon, beside the step's actors
+
+
+class Call(IntEnum):
+    """What an Actor.CALL does."""
+
+    FORK = 0
+    CHILD_EXIT = 1
+    DONTNEED = 2
+    COLLAPSE = 3
+    KSM_MERGE = 4
+    LOG_ON = 5
+    LOG_GET = 6
+    LOG_OFF = 7
 
 
 class Access(IntEnum):
@@ -102,6 +159,7 @@ class Access(IntEnum):
     READ = 1
     PAIRS = 2
     MIXED = 3
+    EXEC = 4  # instruction fetch: counted as a read
 
 
 class Order(IntEnum):
@@ -136,7 +194,11 @@ class Phase(IntEnum):
     MAP = 13  # after GUP: second pre-check, asks for mmu_lock (read)
     MAP_HELD = 14  # stale check, install
     MAP_DONE = 15
-    DONE = 16
+    SCAN = 16  # a daemon looks at the next region or page, or sleeps until it does
+    ALLOC = 17  # khugepaged has its THP: mmap_lock for writing, then it looks again
+    COPIED = 18  # khugepaged sets the THP, releases mmap_lock
+    MERGE = 19  # KSM: next pair of the page
+    DONE = 20
 
 
 class Outcome(IntEnum):
@@ -148,7 +210,7 @@ class Outcome(IntEnum):
 
 
 class Action(IntEnum):
-    """What handle_mm_fault() does, chosen by primary_mmu.action_table()."""
+    """What handle_mm_fault() does, chosen by primary_mmu.action_table(); after WAIT: what daemons do inside a pair."""
 
     NONE = 0  # the walk is satisfied
     MAP_ZERO = 1
@@ -156,12 +218,28 @@ class Action(IntEnum):
     ALLOC_4K = 3
     ALLOC_THP = 4
     ALLOC_SHMEM = 5
-    ALLOC_HUGE = 6
-    REUSE_HUGE = 7
-    COW_4K = 8
-    SPLIT_HUGE_ZERO = 9
-    THP_FOR_HUGE_ZERO = 10
-    WAIT = 11  # somebody else holds the page's lock
+    ALLOC_SHMEM_THP = 6
+    ALLOC_HUGE = 7
+    READ_FILE = 8
+    MAP_CACHED = 9
+    MAP_CACHED_HUGE = 10
+    COW_FILE = 11
+    REUSE_4K = 12
+    REUSE_THP = 13
+    REUSE_HUGE = 14
+    COW_4K = 15  # from here on: inside a pair
+    COPY_4K = 16
+    SPLIT_HUGE_ZERO = 17
+    SPLIT_THP = 18
+    THP_FOR_HUGE_ZERO = 19
+    COPY_HUGE = 20
+    WAIT = 21  # somebody else holds the page's lock
+    COLLAPSE = 22
+    KSM_SPLIT = 23
+    KSM_SETTLE = 24
+    KSM_UNSHARE_FOLIO = 25
+    KSM_PROTECT = 26
+    KSM_REPLACE = 27
 
 
 class Counter(IntEnum):
@@ -217,9 +295,9 @@ class Gauge(IntEnum):
     PAGES_4K = 0
     PAGES_2M = 1
     PAGES_1G = 2
-    RSS_BYTES = 3  # private anonymous memory, as smaps counts it: no hugetlb, no shmem
+    RSS_BYTES = 3  # memory of a private mapping, as smaps counts it: no hugetlb, no shmem
     ANON_HUGE_BYTES = 4
-    HELD_BYTES = 5  # all memory the host gave: anonymous, hugetlb and shmem
+    HELD_BYTES = 5  # all memory the host gave: anonymous, hugetlb, page cache, KSM, a child's
 
 
 class Cpu(IntEnum):
@@ -231,7 +309,7 @@ class Cpu(IntEnum):
     LIMIT = 3
     LO = 4  # its part of the step's units, [LO, HI)
     HI = 5
-    GFN = 6
+    PAGE = 6  # of the VMA
     WRITE = 7
     FOLL_WRITE = 8  # GUP asks for write permission
     AGAIN = 9  # the access exited before: this is its re-execution
@@ -246,6 +324,20 @@ class Cpu(IntEnum):
     WAIT_PAGE = 18  # page whose lock it waits for, -1 for none
     FAULTED = 19  # handle_mm_fault() was entered, and counted, before that wait
     PRESENT = 20  # a leaf was there when the access exited: PFERR_PRESENT_MASK
+    KIND = 21  # Actor
+    EXEC = 22  # the access is an instruction fetch
+    OLD = 23  # host entry that the action replaces, as it was read
+    PML = 24  # entries in the vCPU's page-modification log
+    MMAP = 25  # MmapLock
+
+
+class MmapLock(IntEnum):
+    """What Cpu.MMAP and Vm.MMAP_WRITER say."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    WAITS = 3
 
 
 class Vm(IntEnum):
@@ -263,8 +355,31 @@ class Vm(IntEnum):
     EVENTS = 9
     TRACED = 10
     CLOCK = 11  # virtual time at the start of the step
-    ACTORS = 12  # who takes part in the step: actors 0 ... ACTORS - 1
+    ACTORS = 12  # who takes part in the step: actors 0 ... ACTORS - 1, then the daemons
     PAGE_WAITERS = 13
+    SHIFT = 14  # page of the VMA that is gfn 0 of the slot
+    PAGES = 15  # of the slot
+    HOST_ORDER = 16  # of a host region: 9, or 18 for 1 GiB hugetlb
+    LOGGING = 17  # KVM_MEM_LOG_DIRTY_PAGES
+    DIRTY = 18  # the dirty bitmap is not empty
+    CHILD = 19  # a child lives
+    CHILD_BYTES = 20  # frames that only the child has by now
+    ANON_VMA = 21  # fork has to copy the VMA
+    KSM_SHARERS = 22  # entries that map a KSM page
+    KSM_FRAMES = 23
+    KSM_MERGES = 24
+    MMAP_READERS = 25
+    MMAP_WRITER = 26  # MmapLock
+    RUNNING = 27  # actors of the step that are not done
+    KHUGE_TIME = 28  # absolute time of khugepaged's next pass
+    KHUGE_REGION = 29  # where it goes on
+    KHUGE_BUDGET = 30  # pages left in its pass
+    KHUGE_HEADS = 31  # how often the pass has been at the VMA's start
+    KSM_TIME = 32
+    KSM_PAGE = 33
+    KSM_BUDGET = 34
+    CACHED = 35  # some page of the page cache may be there without being mapped
+    DAEMONS = 36  # how many run beside the step's actors
 
 
 class Stream(IntEnum):
@@ -286,8 +401,40 @@ class Stream(IntEnum):
     READ_FIRST_CUT = 13
     THINK_NS = 14
     KEY = 15
-    START_PAGE = 16  # VMM, PREFAULT, OUTSIDE: pages [START_PAGE, END_PAGE)
+    START_PAGE = 16  # VMM, PREFAULT, OUTSIDE, CALL: pages [START_PAGE, END_PAGE), of the slot
     END_PAGE = 17
+    CALL = 18  # Call
+    SIZE_PAGES = 19  # dontneed: pages of one call
+    EVERY_PAGES = 20  # dontneed: from one call to the next
+    FRACTION_CUT = 21  # ksm_merge, of 2**20
+    IDLE_NS = 22
+
+
+class Setup(IntEnum):
+    """Index of Env.setup: what a point is, as far as it is neither policy nor cost."""
+
+    MMU = 0
+    MAX_ORDER = 1  # of a leaf, by the shift against the guest's address and, under shadow paging, the guest's page
+    RECOVER_ORDER = 2  # the same without the guest's page
+    DIRECT = 3  # KVM's tables are direct: all but shadow paging with 4K guest pages
+    NX = 4
+    EAGER_SPLIT = 5
+    PML = 6
+    THP = 7  # a fault on an empty region makes a THP
+    COLLAPSIBLE = 8  # collapse may make one
+    HUGETLB = 9
+    SHARED = 10
+    FILE = 11  # pages live in the page cache, 4K or huge
+    PRIVATE_FILE = 12
+    THP_FAILURE_CUT = 13
+    KHUGEPAGED = 14  # 1: the daemon runs
+    KHUGE_PAGES = 15
+    KHUGE_SLEEP_NS = 16
+    KHUGE_MAX_NONE = 17
+    KSM = 18
+    KSM_PAGES = 19
+    KSM_SLEEP_NS = 20
+    KSM_CUT = 21
 
 
 class Trace(IntEnum):
@@ -297,7 +444,7 @@ class Trace(IntEnum):
     ACTOR = 1
     PHASE = 2
     GFN = 3
-    WRITE = 4
+    WRITE = 4  # 1: write, 2: instruction fetch
     HOST_PMD = 5
     HOST_PTE = 6
     SPTE_PMD = 7
@@ -318,7 +465,7 @@ def _dense(table: type[IntEnum]) -> None:
 
 
 assert [int(m) for m in Spte] == [int(m) for m in SptePmd][: len(Spte)]  # leaves are the same at both levels
-for _table in (HostPmd, HostPte, SptePmd, Spte, Backing, Phase, Outcome, Action, Counter, Gauge, Cpu, Vm, Stream, Trace):
+for _table in (HostPmd, HostPte, SptePmd, Spte, Mmu, Backing, Phase, Outcome, Action, Counter, Gauge, Cpu, Vm, Stream, Setup, Trace):
     _dense(_table)
 assert PMD_BYTES == 2 << 20
 assert max(HostPte) <= HOST_MASK and max(Spte) << SPTE_SHIFT <= 0xFF

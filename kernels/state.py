@@ -12,7 +12,10 @@ from kernels.spec import (
     HOST_MASK,
     PMD_ORDER,
     PMD_PAGES,
+    PUD_ORDER,
+    PUD_PAGES,
     SPTE_SHIFT,
+    Actor,
     Counter,
     Cpu,
     Gauge,
@@ -28,13 +31,17 @@ Bytes = NDArray[np.uint8]
 
 
 class Machine(NamedTuple):
-    """State of one VM and of the memory behind its data memslot. Numbers of pages: `memory / 4096`; of regions: rounded up."""
+    """State of one VM and of the memory behind its data memslot.
 
-    host_pmd: Bytes  # (regions,) HostPmd
-    spte_pmd: Bytes  # (regions,) SptePmd
-    pte: Bytes  # (pages,) HostPte | Spte << SPTE_SHIFT, valid below a HostPmd.TBL / SptePmd.T
+    Pages are counted in the VMA (page of gfn g: g + shift), host regions too; KVM's entries by gfn.
+    """
+
+    host_pmd: Bytes  # (host regions,) HostPmd
+    spte_pud: Bytes  # (GiBs of the slot,) SptePmd, for 1 GiB hugetlb; else (0,)
+    spte_pmd: Bytes  # (2M regions of the slot,) SptePmd; N below a 1G leaf
+    pte: Bytes  # (pages of the VMA,) HostPte | Spte << SPTE_SHIFT; 0 where there is no table
     vm: Int64s  # (len(Vm),)
-    cpu: Int64s  # (actors, len(Cpu))
+    cpu: Int64s  # (actors and daemons, len(Cpu))
     queue: Int64s  # (actors + 1,) who waits for mmu_lock: actor * 2 + (asks for write)
     tree: Int64s  # (2 * leaves,) tournament of next events, see schedule.py
     counters: Int64s  # (len(Counter),) of the current step
@@ -43,18 +50,53 @@ class Machine(NamedTuple):
     trace: Int64s  # (rows, len(Trace)); 0 rows: nothing is recorded
 
 
+class Env(NamedTuple):
+    """What a step reads and never writes."""
+
+    policy: Int64s  # (len(Behaviour),)
+    costs: Int64s  # (len(Cost),)
+    setup: Int64s  # (len(Setup),)
+    actions: Bytes  # (len(HostPmd), len(HostPte), 2): Action for [pmd, pte, write]
+    stream: Int64s  # (len(Stream),)
+    list_lo: Int64s  # (actors + 1,): touch_list of actor v is [list_lo[v], list_lo[v + 1])
+    list_gfn: Int64s
+    list_write: Bytes
+    zipf_lo: Int64s  # (bins + 1,) first rank of each bin
+    zipf_cut: Int64s  # (bins,) draws of 62 bits below it fall into this bin or an earlier one
+
+
+class Geometry(NamedTuple):
+    """Where the slot lies in its VMA; all in pages of 4 KiB."""
+
+    pages: int  # of the slot
+    shift: int  # page of the VMA that is gfn 0
+    host_order: int  # of a host region: 9, or 18 for 1 GiB hugetlb
+
+    @property
+    def vma_pages(self) -> int:
+        """From the host page boundary before the slot to the one behind it."""
+        return -(-(self.shift + self.pages) >> self.host_order) << self.host_order
+
+
+def geometry_of(memory_bytes: int, offset_bytes: int, gigantic: bool) -> Geometry:
+    """The slot of a point; `gigantic`: 1 GiB hugetlb."""
+    host_pages = PUD_PAGES if gigantic else PMD_PAGES
+    return Geometry(memory_bytes >> 12, (offset_bytes >> 12) % host_pages, PUD_ORDER if gigantic else PMD_ORDER)
+
+
 def leaves_of(actors: int) -> int:
     """Leaves of the tournament tree: the next power of two, at least 2."""
     return max(2, 1 << (actors - 1).bit_length())
 
 
-def new_machine(pages: int, actors: int, trace_rows: int = 0) -> Machine:
-    """A machine with nothing mapped. `pages` >= 1, `actors` >= 1."""
-    regions = -(-pages // PMD_PAGES)
-    return Machine(
-        host_pmd=np.zeros(regions, np.uint8),
-        spte_pmd=np.zeros(regions, np.uint8),
-        pte=np.zeros(pages, np.uint8),
+def new_machine(geometry: Geometry, actors: int, trace_rows: int = 0) -> Machine:
+    """A machine with nothing mapped, for so many actors, daemons included (>= 1)."""
+    gigantic = geometry.host_order == PUD_ORDER
+    m = Machine(
+        host_pmd=np.zeros(geometry.vma_pages >> geometry.host_order, np.uint8),
+        spte_pud=np.zeros(-(-geometry.pages // PUD_PAGES) if gigantic else 0, np.uint8),
+        spte_pmd=np.zeros(-(-geometry.pages // PMD_PAGES), np.uint8),
+        pte=np.zeros(geometry.vma_pages, np.uint8),
         vm=np.zeros(len(Vm), np.int64),
         cpu=np.zeros((actors, len(Cpu)), np.int64),
         queue=np.zeros(actors + 1, np.int64),
@@ -64,6 +106,8 @@ def new_machine(pages: int, actors: int, trace_rows: int = 0) -> Machine:
         hist=np.zeros(HIST_BUCKETS, np.int64),
         trace=np.zeros((trace_rows, len(Trace)), np.int64),
     )
+    m.vm[Vm.SHIFT], m.vm[Vm.PAGES], m.vm[Vm.HOST_ORDER] = geometry.shift, geometry.pages, geometry.host_order
+    return m
 
 
 def state_bytes(memory_bytes: int, actors: int) -> int:
@@ -93,9 +137,26 @@ def set_spte(m: Machine, page: int, value: int) -> None:
 
 
 @jit
-def region_end(m: Machine, region: int) -> int:
-    """One past the last page of a region; the last region may be short."""
-    return min((region + 1) << PMD_ORDER, len(m.pte))
+def host_region(m: Machine, page: int) -> int:
+    return page >> m.vm[Vm.HOST_ORDER]
+
+
+@jit
+def host_state(m: Machine, page: int) -> int:
+    """HostPmd of the page's region."""
+    return np.int64(m.host_pmd[page >> m.vm[Vm.HOST_ORDER]])
+
+
+@jit
+def guest_region(m: Machine, page: int) -> int:
+    """KVM's 2M region of a page of the slot."""
+    return (page - m.vm[Vm.SHIFT]) >> PMD_ORDER
+
+
+@jit
+def slot_end(m: Machine) -> int:
+    """One past the slot's last page."""
+    return m.vm[Vm.SHIFT] + m.vm[Vm.PAGES]
 
 
 @jit
@@ -132,21 +193,21 @@ def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
         return
     m.vm[Vm.TRACED] = row + 1
     c = m.cpu[actor]
-    page = min(c[Cpu.GFN], len(m.pte) - 1)
-    region = page >> PMD_ORDER
+    page = min(c[Cpu.PAGE], slot_end(m) - 1)
+    region = guest_region(m, page)
     m.trace[row, Trace.TIME] = m.vm[Vm.CLOCK] + time
     m.trace[row, Trace.ACTOR] = actor
     m.trace[row, Trace.PHASE] = phase
-    m.trace[row, Trace.GFN] = c[Cpu.GFN]
-    m.trace[row, Trace.WRITE] = c[Cpu.WRITE]
-    m.trace[row, Trace.HOST_PMD] = m.host_pmd[region]
+    m.trace[row, Trace.GFN] = c[Cpu.PAGE] - m.vm[Vm.SHIFT]
+    m.trace[row, Trace.WRITE] = 2 if c[Cpu.EXEC] else c[Cpu.WRITE]
+    m.trace[row, Trace.HOST_PMD] = host_state(m, page)
     m.trace[row, Trace.SPTE_PMD] = m.spte_pmd[region]
-    m.trace[row, Trace.HOST_PTE] = host_pte(m, page) if m.host_pmd[region] == HostPmd.TBL else -1
-    m.trace[row, Trace.SPTE] = spte(m, page) if m.spte_pmd[region] == SptePmd.T else -1
+    m.trace[row, Trace.HOST_PTE] = host_pte(m, page) if host_state(m, page) == HostPmd.TBL else -1
+    m.trace[row, Trace.SPTE] = spte(m, page) if m.spte_pmd[region] >= SptePmd.T else -1
     m.trace[row, Trace.SEQ] = m.vm[Vm.SEQ]
 
 
 @jit
 def in_guest(m: Machine, actor: int) -> bool:
     """True while the actor runs guest code: a KVM flush request kicks it."""
-    return m.cpu[actor, Cpu.PHASE] == Phase.TOUCH
+    return m.cpu[actor, Cpu.PHASE] == Phase.TOUCH and m.cpu[actor, Cpu.KIND] == Actor.GUEST

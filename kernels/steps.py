@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.spec import PAGE_BYTES, Access, Order, Spread
+from kernels.spec import PAGE_BYTES, Access, Call, Order, Spread
 
 
 class WorkloadError(ValueError):
@@ -64,7 +64,85 @@ class VmmCow:
     pages: int = 1
 
 
-Step = Touch | TouchList | Populate | PreFault | VmmCow
+@dataclass(frozen=True)
+class HostTouch:
+    """The VMM accesses its memory itself, page by page: one access per `every` bytes of the part."""
+
+    access: Access = Access.WRITE
+    start: float = 0.0
+    end: float = 1.0
+    every: int = PAGE_BYTES
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Nothing happens for `ns`; daemons go on."""
+
+    ns: int = 0
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The VMM forks; the child keeps what it got and touches nothing."""
+
+
+@dataclass(frozen=True)
+class ChildExit:
+    """The child ends."""
+
+
+@dataclass(frozen=True)
+class DirtyLog:
+    """Dirty logging of the slot: Call.LOG_ON, LOG_GET or LOG_OFF."""
+
+    state: Call = Call.LOG_ON
+
+
+@dataclass(frozen=True)
+class DontNeed:
+    """MADV_DONTNEED: one call over the part, or one of `size` bytes at `at` in every `every` bytes of it."""
+
+    start: float = 0.0
+    end: float = 1.0
+    every: int | None = None
+    at: int = 0
+    size: int = PAGE_BYTES
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """MADV_COLLAPSE over the part (6.1 and newer)."""
+
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class KsmMerge:
+    """That fraction of the slot's anonymous pages becomes KSM pages."""
+
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class Khugepaged:
+    """The daemon's settings, names and defaults as under /sys/kernel/mm/transparent_hugepage/khugepaged."""
+
+    pages_to_scan: int = 4096
+    scan_sleep_ms: int = 10_000
+    max_ptes_none: int = 511
+
+
+@dataclass(frozen=True)
+class Ksm:
+    """The daemon's settings as under /sys/kernel/mm/ksm, and which fraction of the pages has a twin."""
+
+    pages_to_scan: int = 100
+    sleep_ms: int = 20
+    fraction: float = 1.0
+
+
+Step = Touch | TouchList | Populate | PreFault | VmmCow | HostTouch | Idle | Fork | ChildExit | DirtyLog | DontNeed | Collapse | KsmMerge
 
 
 def check_touch(step: Touch) -> Sequence[str]:

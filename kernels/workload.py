@@ -1,8 +1,6 @@
 """Accesses of one step: a counter-based generator, so that any access of any vCPU can be made without the ones before.
 
-`stream_of()` turns a step (steps.py) into the vector that jitted code reads. Draw number i of a key is
-splitmix64(key + i * golden); page orders without repetition are a Feistel permutation with cycle walking. Both are
-integer arithmetic: the same on every machine.
+`stream_of()` turns a step (steps.py) into the vector that jitted code reads; the random numbers are those of draws.py.
 """
 
 from decimal import Decimal, localcontext
@@ -11,54 +9,43 @@ from itertools import pairwise
 
 import numpy as np
 
+from kernels.draws import SALT_ORDER, SALT_READ_FIRST, SALT_WRITE, actor_key, below, cut, draw, permute, signed
 from kernels.jit import jit
-from kernels.primary_mmu import Env
 from kernels.spec import (
     PAGE_BYTES,
     PAGE_SHIFT,
     Access,
     Actor,
+    Call,
     Cpu,
     Order,
     Spread,
     Stream,
+    Vm,
 )
-from kernels.state import Bytes, Int64s, Machine
-from kernels.steps import Populate, PreFault, Step, Touch, TouchList, VmmCow, WorkloadError
+from kernels.state import Bytes, Env, Int64s, Machine
+from kernels.steps import (
+    ChildExit,
+    Collapse,
+    DirtyLog,
+    DontNeed,
+    Fork,
+    HostTouch,
+    Idle,
+    KsmMerge,
+    Populate,
+    PreFault,
+    Step,
+    Touch,
+    TouchList,
+    VmmCow,
+    WorkloadError,
+)
 
-GOLDEN = 0x9E3779B97F4A7C15
-MASK64 = (1 << 64) - 1
-SALT_ORDER, SALT_WRITE, SALT_READ_FIRST = 1, 2, 3
-PERMUTE_KEY = 0x5851F42D4C957F2D  # keeps a permutation's draws apart from all others of the key
-DRAW_BITS = 53
+FRACTION_BITS = 20
 ZIPF_BITS = 62
 ZIPF_EXACT_RANKS = 64
 ZIPF_BINS_PER_OCTAVE = 16
-
-
-def mix64(z: int) -> int:
-    """splitmix64's finaliser over a 64-bit integer."""
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
-    return z ^ (z >> 31)
-
-
-def step_key(seed: int, replicate: int, step: int) -> int:
-    """Key of a workload's step: no configuration enters, so that replicates share their random numbers."""
-    key = mix64((seed + GOLDEN) & MASK64)
-    for part in (replicate, step):
-        key = mix64((key + (part + 1) * GOLDEN) & MASK64)
-    return key
-
-
-def signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit integer."""
-    return value - (1 << 64) if value >> 63 else value
-
-
-def cut(probability: float) -> int:
-    """A draw of DRAW_BITS bits is below this with that probability."""
-    return int(probability * (1 << DRAW_BITS))
 
 
 @lru_cache(maxsize=64)
@@ -128,7 +115,46 @@ def stream_of(step: Step, pages: int, vcpus: int, key: int) -> Accesses:
                 raise WorkloadError(f"pages = {step.pages}: 0 or more are needed")
             stream[Stream.ACTOR] = Actor.OUTSIDE
             stream[Stream.END_PAGE] = step.pages
+        case HostTouch():
+            _compile_touch(made, Touch(access=step.access, start=step.start, end=step.end, every=step.every), pages, 1)
+            stream[Stream.ACTOR] = Actor.HOST
+        case Idle():
+            stream[Stream.ACTOR] = Actor.IDLE
+            stream[Stream.IDLE_NS] = step.ns
+            stream[Stream.END_PAGE] = 1
+        case _:
+            _compile_call(stream, step, pages)
     return made
+
+
+def _compile_call(stream: Int64s, step: Step, pages: int) -> None:
+    """One system call of the VMM; what it needs of its fields."""
+    stream[Stream.ACTOR] = Actor.CALL
+    match step:
+        case Fork():
+            stream[Stream.CALL] = Call.FORK
+        case ChildExit():
+            stream[Stream.CALL] = Call.CHILD_EXIT
+        case DirtyLog():
+            stream[Stream.CALL] = step.state
+        case Collapse():
+            stream[Stream.CALL] = Call.COLLAPSE
+            stream[Stream.START_PAGE], stream[Stream.END_PAGE] = int(step.start * pages), int(step.end * pages)
+        case KsmMerge():
+            stream[Stream.CALL] = Call.KSM_MERGE
+            stream[Stream.FRACTION_CUT] = fraction_cut(step.fraction)
+        case DontNeed():
+            stream[Stream.CALL] = Call.DONTNEED
+            first, end = int(step.start * pages), int(step.end * pages)
+            stream[Stream.START_PAGE] = first + (step.at // PAGE_BYTES if step.every is not None else 0)
+            stream[Stream.END_PAGE] = end
+            stream[Stream.EVERY_PAGES] = max(1, end - first) if step.every is None else step.every // PAGE_BYTES
+            stream[Stream.SIZE_PAGES] = max(1, end - first) if step.every is None else step.size // PAGE_BYTES
+
+
+def fraction_cut(fraction: float) -> int:
+    """Page i is taken if (i + 1) * cut >> 20 moves on from i * cut >> 20: that fraction of the pages, evenly."""
+    return int(fraction * (1 << FRACTION_BITS))
 
 
 def _compile_touch(made: Accesses, step: Touch, pages: int, vcpus: int) -> None:
@@ -188,7 +214,7 @@ def _compile_list(made: Accesses, step: TouchList, pages: int, vcpus: int) -> No
 def accesses_of(made: Accesses) -> int:
     """How many accesses (or pages, for VMM steps) the step has; pairs count twice, read_first once."""
     s = made.stream
-    if s[Stream.ACTOR] != Actor.GUEST:
+    if s[Stream.ACTOR] != Actor.GUEST and s[Stream.ACTOR] != Actor.HOST:
         return int(s[Stream.END_PAGE])
     if s[Stream.ORDER] == Order.LIST:
         return len(made.list_gfn)
@@ -197,54 +223,10 @@ def accesses_of(made: Accesses) -> int:
     return visits * (2 if s[Stream.ACCESS] == Access.PAIRS else 1)
 
 
-_GOLDEN = np.uint64(GOLDEN)
-_M1 = np.uint64(0xBF58476D1CE4E5B9)
-_M2 = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
-_S11, _S2, _S32 = np.uint64(11), np.uint64(2), np.uint64(32)
-
-
-@jit
-def draw(key: int, salt: int, i: int) -> np.uint64:
-    """64 random bits: number i of the key's stream `salt`."""
-    z = np.uint64(key) + _GOLDEN * np.uint64((i << 2) + salt + 1)
-    z = (z ^ (z >> _S30)) * _M1
-    z = (z ^ (z >> _S27)) * _M2
-    return z ^ (z >> _S31)
-
-
-@jit
-def below(bits: np.uint64, n: int) -> int:
-    """A number in 0 ... n - 1 from the upper 32 bits (n < 2**32)."""
-    return np.int64(((bits >> _S32) * np.uint64(n)) >> _S32)
-
-
-@jit
-def actor_key(key: int, actor: int) -> int:
-    return np.int64(draw(key, 0, actor))
-
-
-@jit
-def permute(key: int, i: int, n: int) -> int:
-    """Place of i in a permutation of 0 ... n - 1: four Feistel rounds over the next power of four, cycle walking."""
-    half = 1
-    while (1 << (2 * half)) < n:
-        half += 1
-    mask = (1 << half) - 1
-    x = i
-    while True:  # ends: a permutation of the power of four leads back into 0 ... n - 1
-        left, right = x >> half, x & mask
-        for turn in range(4):
-            left, right = right, left ^ (np.int64(draw(key ^ PERMUTE_KEY, turn, right) >> _S32) & mask)
-        x = (left << half) | right
-        if x < n:
-            return x
-
-
 @jit
 def zipf_rank(env: Env, bits: np.uint64, again: np.uint64) -> int:
     """Rank drawn from the bins: which bin, then evenly inside it."""
-    target = np.int64(bits >> _S2)
+    target = np.int64(bits >> np.uint64(2))
     lo, hi = 0, len(env.zipf_cut) - 1
     while lo < hi:
         mid = (lo + hi) >> 1
@@ -290,8 +272,10 @@ def start_actor(m: Machine, env: Env, actor: int) -> None:
     s = env.stream
     c[:] = 0
     c[Cpu.WAIT_PAGE] = -1
+    c[Cpu.KIND] = s[Stream.ACTOR]
+    c[Cpu.EXEC] = s[Stream.ACTOR] == Actor.GUEST and s[Stream.ACCESS] == Access.EXEC
     actors = s[Stream.ACTORS]
-    if s[Stream.ACTOR] != Actor.GUEST:
+    if s[Stream.ACTOR] != Actor.GUEST and s[Stream.ACTOR] != Actor.HOST:
         pages = s[Stream.END_PAGE] - s[Stream.START_PAGE]
         c[Cpu.INDEX] = s[Stream.START_PAGE] + pages * actor // actors
         c[Cpu.LIMIT] = s[Stream.START_PAGE] + pages * (actor + 1) // actors
@@ -332,12 +316,13 @@ def fetch_access(m: Machine, env: Env, actor: int) -> bool:
     if index >= c[Cpu.LIMIT]:
         return False
     access = s[Stream.ACCESS]
-    if s[Stream.ACTOR] != Actor.GUEST:  # a cursor, which the end of the page's work moves on
-        c[Cpu.GFN] = index
+    shift = m.vm[Vm.SHIFT]
+    if s[Stream.ACTOR] != Actor.GUEST and s[Stream.ACTOR] != Actor.HOST:  # a cursor, which the end of the page's work moves on
+        c[Cpu.PAGE] = shift + index
         c[Cpu.WRITE] = s[Stream.ACTOR] == Actor.VMM and access == Access.WRITE
         return True
     if s[Stream.ORDER] == Order.LIST:
-        c[Cpu.GFN] = env.list_gfn[index]
+        c[Cpu.PAGE] = shift + env.list_gfn[index]
         c[Cpu.WRITE] = env.list_write[index]
         c[Cpu.INDEX] = index + 1
         return True
@@ -347,16 +332,16 @@ def fetch_access(m: Machine, env: Env, actor: int) -> bool:
     if access == Access.PAIRS:
         visit, write = fetch_pair(env, index, c[Cpu.LIMIT])
     elif access == Access.MIXED:
-        write = np.int64(np.int64(draw(key, SALT_WRITE, visit) >> _S11) < s[Stream.WRITE_CUT])
+        write = np.int64(np.int64(draw(key, SALT_WRITE, visit) >> np.uint64(11)) < s[Stream.WRITE_CUT])
     if write and access != Access.PAIRS and s[Stream.READ_FIRST_CUT] > 0 and not c[Cpu.PENDING]:
-        if np.int64(draw(key, SALT_READ_FIRST, visit) >> _S11) < s[Stream.READ_FIRST_CUT]:
+        if np.int64(draw(key, SALT_READ_FIRST, visit) >> np.uint64(11)) < s[Stream.READ_FIRST_CUT]:
             write = 0
             c[Cpu.PENDING] = 1
             c[Cpu.INDEX] = index - 1  # the same visit comes again, for its write
     else:
         c[Cpu.PENDING] = 0
     unit = c[Cpu.LO] + unit_of(env, key, visit, c[Cpu.HI] - c[Cpu.LO])
-    c[Cpu.GFN] = (s[Stream.START_BYTES] + unit * s[Stream.EVERY_BYTES]) >> PAGE_SHIFT
+    c[Cpu.PAGE] = shift + ((s[Stream.START_BYTES] + unit * s[Stream.EVERY_BYTES]) >> PAGE_SHIFT)
     c[Cpu.WRITE] = write
     c[Cpu.INDEX] += 1
     return True

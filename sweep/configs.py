@@ -16,7 +16,7 @@ from kernels.cost import MAX_COST_NS, Cost
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml
 from sweep.locate import Location, Source, where_is
-from sweep.steps import LATER_OPS, STEP, STEP_CLASSES
+from sweep.steps import STEP, STEP_CLASSES
 
 COST_NAMES = {cost.name.lower(): cost for cost in Cost}
 
@@ -210,8 +210,6 @@ def _step_fault(sources: Sequence[Source], location: Location, step: Any, detail
     label = ".".join(map(str, location))
     if not isinstance(step, dict):
         return Fault(where_is(sources, location), label, f"{step!r} is no step; a table with op is needed")
-    if op in LATER_OPS:
-        return Fault(where_is(sources, location), label, f"op = {op!r} is not modelled by this version")
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return Fault(where_is(sources, location), label, f"op = {op!r} is unknown; {nearest(str(op), STEP_CLASSES)}")
     detail["loc"] = tuple(part for part in detail["loc"] if part not in STEP_CLASSES)

@@ -27,6 +27,10 @@ WORDS = {
     Phase.MAP: "pre-check, asks for mmu_lock (read)",
     Phase.MAP_HELD: "mmu_lock held (read): stale check, install",
     Phase.MAP_DONE: "mmu_lock released; back to the guest",
+    Phase.SCAN: "the daemon looks at the next region or page",
+    Phase.ALLOC: "khugepaged has its THP, asks for mmap_lock (write)",
+    Phase.COPIED: "khugepaged sets the THP, releases mmap_lock",
+    Phase.MERGE: "KSM: next pair of the page",
     Phase.DONE: "done",
 }
 
@@ -63,7 +67,7 @@ def event_line(row: list[int]) -> str:
     entry = SptePmd(row[Trace.SPTE_PMD]).name
     if row[Trace.SPTE] >= 0:
         entry += "/" + Spte(row[Trace.SPTE]).name
-    access = "write" if row[Trace.WRITE] else "read"
+    access = ("read", "write", "fetch")[row[Trace.WRITE]]
     return (
         f"{row[Trace.TIME]:>14} {row[Trace.ACTOR]:>5} {row[Trace.GFN]:>9}  {access:<6}  "
         f"{WORDS[Phase(row[Trace.PHASE])]} ({host} / {entry}, {row[Trace.SEQ]})"

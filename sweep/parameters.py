@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
-from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, Prealloc
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Prealloc
 from sweep.quantity import format_size, parse_size
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
@@ -31,36 +31,55 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _later(*names: str) -> BeforeValidator:
-    """Values of the contract that this version does not model are called that, not unknown."""
-
-    def check(given: object) -> object:
-        if given in names:
-            raise ValueError("is not modelled by this version")
-        return given
-
-    return BeforeValidator(check)
+def _chance(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{value}: 0 ... 1 is needed")
+    return value
 
 
-_LATER_BACKINGS = (
-    "anonymous_hugetlb_1gb",
-    "shared_hugetlb_2mb",
-    "shared_hugetlb_1gb",
-    "shmem_thp",
-    "private_memfd",
-    "anonymous_default",
-)
+def _shift(size: int) -> int:
+    if 0 <= size <= MAX_MEMORY_BYTES and size % PAGE_BYTES == 0:
+        return size
+    raise ValueError(f"{format_size(size)}: a multiple of 4KiB from 0 to 16TiB is needed")
 
 
-def _only(value: object, shown: str) -> AfterValidator:
-    """A parameter that this version models at one value only."""
+def _guest_page(size: int) -> int:
+    if size not in (PAGE_BYTES, PMD_BYTES):
+        raise ValueError(f"{format_size(size)}: 4KiB or 2MiB is needed")
+    return size
 
-    def check(given: object) -> object:
-        if type(given) is not type(value) or given != value:
-            raise ValueError(f"this version models {shown} only; take it out, or say {shown}")
-        return value
 
-    return AfterValidator(check)
+class _Daemon(BaseModel):
+    """Settings of a daemon of the host; the fields are those of /sys/kernel/mm."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def column(self) -> str:
+        """The settings as one text, for a result's column."""
+        return ",".join(f"{key}={value}" for key, value in self.model_dump().items())
+
+
+class KhugepagedSettings(_Daemon):
+    """/sys/kernel/mm/transparent_hugepage/khugepaged."""
+
+    pages_to_scan: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 4096
+    scan_sleep_ms: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 10_000
+    max_ptes_none: Annotated[int, Field(strict=True, ge=0, le=511)] = 511
+
+
+class KsmSettings(_Daemon):
+    """/sys/kernel/mm/ksm, and the fraction of the pages that have a twin."""
+
+    pages_to_scan: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 100
+    sleep_ms: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 20
+    fraction: Annotated[float, BeforeValidator(_number), AfterValidator(_chance)] = 1.0
+
+
+def _table_or_false(value: object) -> object:
+    """A daemon is off (false) or has a table of settings."""
+    if value is False or isinstance(value, dict | _Daemon):
+        return None if value is False else value
+    raise ValueError(f"{value!r}: false or a table of settings is needed")
 
 
 Memory = Annotated[Size, AfterValidator(_page_multiple)]
@@ -95,28 +114,35 @@ class Point(BaseModel):
     policy: Literal["mainline", "change_pte_prefetch", "no_change_pte", "always_writable", "huge_zero_thp", "huge_zero_split"] = Field(
         "mainline", description="a proposal on top of that kernel"
     )
-    mmu: Annotated[Literal["tdp", "legacy", "shadow"], _only("tdp", "tdp")] = Field(
-        "tdp", description="KVM's MMU; this version models the TDP MMU"
-    )
+    mmu: Literal["tdp", "legacy", "shadow"] = Field("tdp", description="KVM's MMU: TDP MMU, legacy direct MMU, shadow paging")
     vcpus: Count = Field(1, description="vCPUs of the guest")
     memory: Memory = Field(1 << 30, description="bytes of the data memslot")
-    backing: Annotated[Literal["anonymous", "anonymous_thp", "anonymous_hugetlb_2mb", "shmem"], _later(*_LATER_BACKINGS)] = Field(
-        "anonymous", description="memory behind the slot, names of the KVM selftests"
-    )
+    backing: Literal[
+        "anonymous",
+        "anonymous_thp",
+        "anonymous_default",
+        "anonymous_hugetlb_2mb",
+        "anonymous_hugetlb_1gb",
+        "shmem",
+        "shmem_thp",
+        "shared_hugetlb_2mb",
+        "shared_hugetlb_1gb",
+        "private_memfd",
+    ] = Field("anonymous", description="memory behind the slot, names of the KVM selftests")
     thp_enabled: Literal["always", "madvise", "never"] = Field("madvise", description="transparent_hugepage/enabled of the host")
     use_zero_page: Annotated[bool, Field(strict=True)] = Field(True, description="the huge zero page; the 4K one is not affected")
-    thp_failure: Annotated[float, BeforeValidator(_number), _only(0.0, "0")] = Field(
-        0.0, description="chance that a 2M allocation fails; this version: 0"
+    thp_failure: Annotated[float, BeforeValidator(_number), AfterValidator(_chance)] = Field(
+        0.0, description="chance that a 2M allocation fails"
     )
-    offset: Annotated[Size, _only(0, "0")] = Field(0, description="host minus guest address modulo 1GiB; this version: 0")
-    guest_page: Annotated[Size, _only(PMD_BYTES, "2MiB")] = Field(
-        PMD_BYTES, description="page size of the guest's tables; without effect on the TDP MMU; this version: 2MiB"
+    offset: Annotated[Size, AfterValidator(_shift)] = Field(0, description="host minus guest address, modulo 1GiB")
+    guest_page: Annotated[Size, AfterValidator(_guest_page)] = Field(
+        PMD_BYTES, description="page size of the guest's tables; matters with mmu = shadow"
     )
-    nx_huge_pages: Annotated[bool, Field(strict=True), _only(False, "false")] = Field(
-        False, description="iTLB multihit mitigation; this version: false"
+    nx_huge_pages: Annotated[bool, Field(strict=True)] = Field(False, description="iTLB multihit mitigation")
+    eager_page_split: Annotated[bool, Field(strict=True)] = Field(True, description="TDP MMU: huge SPTEs are split when logging begins")
+    khugepaged: Annotated[KhugepagedSettings | None, BeforeValidator(_table_or_false)] = Field(
+        None, description="khugepaged: false, or its settings"
     )
-    eager_page_split: Annotated[bool, Field(strict=True)] = Field(True, description="matters with dirty logging only")
-    khugepaged: Annotated[Any, _only(False, "false")] = Field(False, description="khugepaged; this version: false")
     prealloc: Literal["none", "populate", "pre_fault", "populate+pre_fault"] = Field(
         "none", description="what the VMM does before the guest starts"
     )
@@ -124,6 +150,8 @@ class Point(BaseModel):
     workload: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] = Field("read_then_write", description="name of the workload")
     costs: Annotated[str, Field(min_length=1, max_length=200)] = Field("default", description="cost file, or NAME@parameter=low|high")
     cores: Count | None = Field(None, description="host cores; this version: as many as vcpus")
+    pml: Annotated[bool, Field(strict=True)] = Field(False, description="dirty logging by page-modification log (Intel)")
+    ksm: Annotated[KsmSettings | None, BeforeValidator(_table_or_false)] = Field(None, description="KSM's daemon: false, or its settings")
 
     @model_validator(mode="after")
     def _fits(self) -> "Point":
@@ -133,18 +161,26 @@ class Point(BaseModel):
         return self
 
     def canonical(self) -> dict[str, Any]:
-        """Every parameter as a plain value, defaults filled in: what a point's identity is made of."""
+        """Every parameter as a plain value, defaults filled in: what a point's identity is made of.
+
+        Parameters that came later are left out where they have their default, so that older points keep their identity."""
         values = self.model_dump()
         values["cores"] = self.vcpus if self.cores is None else self.cores
-        return values
+        for name in DAEMONS:
+            values[name] = values[name] or False
+        return {name: value for name, value in values.items() if name not in CAME_LATER or value != CAME_LATER[name]}
 
     def columns(self) -> dict[str, Any]:
         """The same under the names of the result's columns."""
-        values = self.canonical()
-        named = {COLUMN_OF.get(key, key): value for key, value in values.items()}
-        return named | {"khugepaged": "false"}
+        values = dict(CAME_LATER) | self.canonical()
+        for name in DAEMONS:
+            daemon = getattr(self, name)
+            values[name] = daemon.column() if daemon else "false"
+        return {COLUMN_OF.get(key, key): values[key] for key in PARAMETERS}
 
 
+DAEMONS = ("khugepaged", "ksm")
+CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False}
 COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_bytes", "guest_page": "guest_page_bytes"}
 PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)
 
@@ -162,8 +198,19 @@ ALLOWED_VALUES: Mapping[str, frozenset[str]] = {
 
 
 def _check_hugetlb(p: Point) -> str:
-    if p.backing == "anonymous_hugetlb_2mb" and p.memory % PMD_BYTES:
-        return f"memory = {format_size(p.memory)} is no multiple of backing {p.backing}'s page, {format_size(PMD_BYTES)}"
+    if "hugetlb" not in p.backing:
+        return ""
+    page = PUD_BYTES if p.backing.endswith("1gb") else PMD_BYTES
+    if p.memory % page and not p.offset:
+        return f"memory = {format_size(p.memory)} is no multiple of backing {p.backing}'s page, {format_size(page)}"
+    return ""
+
+
+def _check_mmu(p: Point) -> str:
+    if p.policy == "change_pte_prefetch" and p.mmu != "tdp":
+        return f"policy {p.policy!r} is a change to the TDP MMU: mmu = {p.mmu!r} does not have it"
+    if p.mmu == "shadow" and Prealloc[p.prealloc.upper().replace("+", "_")] & Prealloc.PRE_FAULT:
+        return f"prealloc = {p.prealloc!r}: KVM_PRE_FAULT_MEMORY needs EPT or NPT, not mmu = 'shadow'"
     return ""
 
 
@@ -194,4 +241,4 @@ def _check_cores(p: Point) -> str:
     return ""
 
 
-CHECKS = (_check_hugetlb, _check_policy, _check_pre_fault, _check_huge_zero, _check_cores)
+CHECKS = (_check_hugetlb, _check_mmu, _check_policy, _check_pre_fault, _check_huge_zero, _check_cores)

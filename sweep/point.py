@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.simulate import Run, StepResult, latency_of, simulate
-from kernels.steps import Touch
+from kernels.steps import Khugepaged, Ksm, Touch
 from sweep.configs import CostFile, Workload
 from sweep.plan import PlannedPoint
 from sweep.steps import build_step
@@ -38,11 +38,20 @@ def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0)
         steps=[build_step(spec, workload.folder) for spec in workload.specs],
         kernel=point.kernel,
         policy=point.policy,
+        mmu=point.mmu,
         backing=point.backing,
         memory=point.memory,
         vcpus=point.vcpus,
         thp_enabled=point.thp_enabled,
         use_zero_page=point.use_zero_page,
+        thp_failure=point.thp_failure,
+        offset=point.offset,
+        guest_page=point.guest_page,
+        nx_huge_pages=point.nx_huge_pages,
+        eager_page_split=point.eager_page_split,
+        pml=point.pml,
+        khugepaged=Khugepaged(**point.khugepaged.model_dump()) if point.khugepaged else None,
+        ksm=Ksm(**point.ksm.model_dump()) if point.ksm else None,
         prealloc=point.prealloc,
         prealloc_threads=point.prealloc_threads,
         costs=context.costs[point.costs].values,

@@ -2,7 +2,7 @@
 
 import math
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,14 +13,16 @@ import pyarrow.parquet
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from kernels import steps as model
-from kernels.policy import Behaviour, behaviours
-from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, Access, Order, Spread
+from kernels.checks import MAX_IDLE_NS, StepChecks
+from kernels.policy import behaviours
+from kernels.primary_mmu import traits_of
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, Access, Backing, Call, Mmu, Order, Spread, ThpEnabled
+from kernels.state import geometry_of
 from sweep.errors import Fault, StudyError
-from sweep.parameters import Size
+from sweep.parameters import Point, Size
 from sweep.quantity import format_size
 
 MAX_LIST_BYTES = 8 << 30
-LATER_OPS = ("host_touch", "fork", "child_exit", "dirty_log", "dontneed", "collapse", "ksm_merge", "idle")
 MAX_TOUCHES = 1 << 48
 
 
@@ -42,7 +44,7 @@ class TouchStep(_Step):
     """Guest accesses. `vcpus` and `window` are ours: how many vCPUs take part; pages read before they are written (pairs)."""
 
     op: Literal["touch"]
-    access: Literal["write", "read", "pairs", "mixed"] = "write"
+    access: Literal["write", "read", "pairs", "mixed", "exec"] = "write"
     write_percent: Annotated[float, Field(ge=0, le=100)] = 100.0
     order: Literal["sequential", "random", "strided", "zipf"] = "sequential"
     stride: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 1
@@ -104,15 +106,100 @@ class VmmCowStep(_Step):
     pages: Annotated[int, Field(strict=True, ge=0, le=1 << 32)] = 1
 
 
-StepSpec = Annotated[TouchStep | TouchListStep | PopulateStep | PreFaultStep | VmmCowStep, Field(discriminator="op")]
-STEP: TypeAdapter[Any] = TypeAdapter(StepSpec)
+class _PartStep(_Step):
+    """A step over a part of memory."""
+
+    range: tuple[Part, Part] = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "_PartStep":
+        if self.range[0] > self.range[1]:
+            raise ValueError(f"range = {list(self.range)}: its start is behind its end")
+        return self
+
+
+class HostTouchStep(_PartStep):
+    """The VMM touches the memory itself."""
+
+    op: Literal["host_touch"]
+    access: Literal["write", "read"] = "write"
+    every: Annotated[Span, Field(ge=1)] = 4096
+
+
+class ForkStep(_Step):
+    op: Literal["fork"]
+
+
+class ChildExitStep(_Step):
+    op: Literal["child_exit"]
+
+
+class DirtyLogStep(_Step):
+    op: Literal["dirty_log"]
+    state: Literal["on", "off", "get"] = "on"
+
+
+class DontNeedStep(_PartStep):
+    """MADV_DONTNEED over the part, or `size` bytes at `at` in every `every` bytes of it. `at` is ours."""
+
+    op: Literal["dontneed"]
+    every: Annotated[Span, Field(ge=1)] | None = None
+    at: Span = 0
+    size: Annotated[Span, Field(ge=1)] = 4096
+
+    @model_validator(mode="after")
+    def _needs_every(self) -> "DontNeedStep":
+        if self.every is None and self.model_fields_set & {"at", "size"}:
+            raise ValueError("at and size need every: bytes from one call to the next")
+        return self
+
+
+class CollapseStep(_PartStep):
+    op: Literal["collapse"]
+
+
+class KsmMergeStep(_Step):
+    op: Literal["ksm_merge"]
+    fraction: Part = 1.0
+
+
+class IdleStep(_Step):
+    op: Literal["idle"]
+    ns: Annotated[int, Field(strict=True, ge=0, le=MAX_IDLE_NS)] = 0
+
+
 STEP_CLASSES: dict[str, type[_Step]] = {
     "touch": TouchStep,
     "touch_list": TouchListStep,
     "populate": PopulateStep,
     "pre_fault": PreFaultStep,
+    "host_touch": HostTouchStep,
+    "fork": ForkStep,
+    "child_exit": ChildExitStep,
+    "dirty_log": DirtyLogStep,
+    "dontneed": DontNeedStep,
+    "collapse": CollapseStep,
+    "ksm_merge": KsmMergeStep,
     "vmm_cow": VmmCowStep,
+    "idle": IdleStep,
 }
+StepSpec = Annotated[
+    TouchStep
+    | TouchListStep
+    | PopulateStep
+    | PreFaultStep
+    | HostTouchStep
+    | ForkStep
+    | ChildExitStep
+    | DirtyLogStep
+    | DontNeedStep
+    | CollapseStep
+    | KsmMergeStep
+    | VmmCowStep
+    | IdleStep,
+    Field(discriminator="op"),
+]
+STEP: TypeAdapter[Any] = TypeAdapter(StepSpec)
 
 
 def _touch(spec: TouchStep, _folder: Path) -> model.Step:
@@ -146,6 +233,14 @@ _BUILD: dict[type[_Step], Callable[[Any, Path], model.Step]] = {
     PopulateStep: lambda spec, _folder: model.Populate(access=Access[spec.access.upper()], threads=spec.threads),
     PreFaultStep: lambda _spec, _folder: model.PreFault(),
     VmmCowStep: lambda spec, _folder: model.VmmCow(pages=spec.pages),
+    HostTouchStep: lambda spec, _folder: model.HostTouch(Access[spec.access.upper()], *spec.range, every=spec.every),
+    ForkStep: lambda _spec, _folder: model.Fork(),
+    ChildExitStep: lambda _spec, _folder: model.ChildExit(),
+    DirtyLogStep: lambda spec, _folder: model.DirtyLog(Call[f"LOG_{spec.state.upper()}"]),
+    DontNeedStep: lambda spec, _folder: model.DontNeed(*spec.range, every=spec.every, at=spec.at, size=spec.size),
+    CollapseStep: lambda spec, _folder: model.Collapse(*spec.range),
+    KsmMergeStep: lambda spec, _folder: model.KsmMerge(spec.fraction),
+    IdleStep: lambda spec, _folder: model.Idle(spec.ns),
 }
 
 
@@ -181,16 +276,26 @@ def _column(path: Path, table: pa.Table, name: str) -> Any:
         raise StudyError([Fault(str(path), name, f"{name} is of type {column.type}; whole numbers are needed (write: 0 or 1)")]) from None
 
 
-def check_step(spec: Any, folder: Path, memory: int, vcpus: int, kernel: str) -> str:
-    """What is wrong with a step on a point of that memory, vCPUs and kernel; '' if nothing is."""
-    pages = memory // PAGE_BYTES
-    if isinstance(spec, PreFaultStep) and not behaviours(kernel)[Behaviour.PRE_FAULT_MEMORY]:
-        return f"pre_fault: kernel {kernel} has no KVM_PRE_FAULT_MEMORY; 6.11 is the first that has it"
+def check_steps(specs: Sequence[Any], folder: Path, point: Point) -> list[tuple[int, str]]:
+    """(number of the step, what is wrong with it on that point) for each step that cannot be where it stands."""
+    traits = traits_of(Backing[point.backing.upper()], ThpEnabled[point.thp_enabled.upper()])
+    geometry = geometry_of(point.memory, point.offset, traits.gigantic)
+    checks = StepChecks(behaviours(point.kernel, point.policy), Mmu[point.mmu.upper()], point.kernel, traits, geometry)
+    found = []
+    for number, spec in enumerate(specs):
+        text = _check_accesses(spec, folder, point) or ("" if isinstance(spec, TouchListStep) else checks.fault(build_step(spec, folder)))
+        if text:
+            found.append((number, f"{spec.op}: {text}" if not text.startswith(("touch_list", "touches")) else text))
+    return found
+
+
+def _check_accesses(spec: Any, folder: Path, point: Point) -> str:
+    pages = point.memory // PAGE_BYTES
     if isinstance(spec, TouchListStep):
-        return _check_list(folder / spec.path, pages, vcpus)
+        return _check_list(folder / spec.path, pages, point.vcpus)
     if isinstance(spec, TouchStep) and spec.touches is not None and not spec.repeat and spec.order != "zipf":
         size = (int(spec.range[1] * pages) - int(spec.range[0] * pages)) * PAGE_BYTES
-        units = max(0, -(-(size - spec.at) // spec.every)) * (min(vcpus, spec.vcpus or vcpus) if spec.spread == "all" else 1)
+        units = max(0, -(-(size - spec.at) // spec.every)) * (min(point.vcpus, spec.vcpus or point.vcpus) if spec.spread == "all" else 1)
         if spec.touches > units:
             return f"touches = {spec.touches} is more than the {units} pages of the range; add repeat = true or lower it"
     return ""
@@ -215,4 +320,4 @@ def touches_of(spec: Any, pages: int) -> int:
         return (spec.touches if spec.touches is not None else units) * (2 if spec.access == "pairs" else 1)
     if isinstance(spec, VmmCowStep):
         return spec.pages
-    return pages
+    return 0 if isinstance(spec, ChildExitStep | IdleStep) else pages

@@ -14,7 +14,7 @@ from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
 from sweep.locate import Location, Source, where_is
 from sweep.parameters import ALLOWED_VALUES, CHECKS, NAME_PATTERN, PARAMETERS, Point
-from sweep.steps import check_step
+from sweep.steps import check_steps
 from sweep.where import Where, WhereError
 
 MAX_REPLICATES = 10_000
@@ -456,6 +456,19 @@ def _check_combinations(reader: _Reader, blocks: Sequence[Block], workloads: Map
             reader.faults.append(fault)
 
 
+STEP_PARAMETERS = (
+    "workload",
+    "memory",
+    "kernel",
+    "policy",
+    "vcpus",
+    "mmu",
+    "backing",
+    "thp_enabled",
+    "offset",
+)  # what steps are checked against
+
+
 def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]] | None:
     """(place, what is wrong) of a block's points, each once; an empty place means the block. None: it has no points."""
     found: dict[tuple[Location, str], None] = {}
@@ -466,15 +479,13 @@ def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Loca
         for text in (check(point) for check in CHECKS):
             if text:
                 found[((), f"{text}; change the value, or leave such points out with where")] = None
-        key = (point.workload, point.memory, point.kernel, point.vcpus)
+        key = tuple(getattr(point, name) for name in STEP_PARAMETERS)
         if key in seen or point.workload not in workloads:
             continue
         seen.add(key)
         workload = workloads[point.workload]
-        for number, spec in enumerate(workload.specs):
-            text = check_step(spec, workload.folder, point.memory, point.vcpus, point.kernel)
-            if text:
-                found[(("workload", point.workload, "steps", number), text)] = None
+        for number, text in check_steps(workload.specs, workload.folder, point):
+            found[(("workload", point.workload, "steps", number), text)] = None
     return None if empty else list(found)
 
 
