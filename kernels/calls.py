@@ -23,8 +23,9 @@ from kernels.spec import (
     Setup,
     Stream,
     Vm,
+    packed,
 )
-from kernels.state import Env, Machine, host_pte, host_region, host_state, set_host_pte, slot_end
+from kernels.state import Env, Machine, host_pte, host_region, host_state, lookup, set_host_pte, slot_end
 
 NO_LIMIT = np.int64(PMD_PAGES)
 
@@ -60,20 +61,17 @@ def run_region_pair(m: Machine, env: Env, page: int) -> int:
 
 
 # What fork leaves of a page and of a leaf: copy_present_pte(), copy_huge_pmd(), copy_hugetlb_page_range().
-FORKED_PTE = np.arange(len(HostPte), dtype=np.uint8)
-FORKED_PTE[HostPte.ANON_RW] = FORKED_PTE[HostPte.ANON_EX] = HostPte.ANON_SH
-FORKED_PTE[HostPte.ANON_TRW] = HostPte.ANON_TSH
-FORKED_PMD = np.arange(len(HostPmd), dtype=np.uint8)
-FORKED_PMD[HostPmd.THP_RW] = FORKED_PMD[HostPmd.THP_EX] = HostPmd.THP_SH
-FORKED_PMD[HostPmd.HUGE_RW] = FORKED_PMD[HostPmd.HUGE_RO] = HostPmd.HUGE_SH
+FORKED = {HostPte.ANON_RW: HostPte.ANON_SH, HostPte.ANON_EX: HostPte.ANON_SH, HostPte.ANON_TRW: HostPte.ANON_TSH}
+FORKED_PTE = np.int64(packed({pte: FORKED.get(pte, pte) for pte in HostPte}))
+SHARED = dict.fromkeys((HostPmd.THP_RW, HostPmd.THP_EX), HostPmd.THP_SH) | dict.fromkeys(
+    (HostPmd.HUGE_RW, HostPmd.HUGE_RO), HostPmd.HUGE_SH
+)
+FORKED_PMD = np.int64(packed({pmd: SHARED.get(pmd, pmd) for pmd in HostPmd}))
 
-# What the child's end leaves.
-ALONE_PMD = np.arange(len(HostPmd), dtype=np.uint8)
-ALONE_PMD[HostPmd.THP_SH] = HostPmd.THP_EX
-ALONE_PMD[HostPmd.HUGE_SH] = HostPmd.HUGE_RO
+# What the child's end leaves of a leaf.
+ALONE_PMD = np.int64(packed({pmd: {HostPmd.THP_SH: HostPmd.THP_EX, HostPmd.HUGE_SH: HostPmd.HUGE_RO}.get(pmd, pmd) for pmd in HostPmd}))
 
-MAPPED_PTE = np.ones(len(HostPte), np.uint8)
-MAPPED_PTE[HostPte.NONE] = MAPPED_PTE[HostPte.CACHED] = MAPPED_PTE[HostPte.SHM_BUSY] = 0
+MAPPED_PTE = np.int64(packed({pte: pte not in (HostPte.NONE, HostPte.CACHED, HostPte.SHM_BUSY) for pte in HostPte}))
 
 
 @jit
@@ -88,13 +86,13 @@ def fork(m: Machine, env: Env) -> int:
     order = m.vm[Vm.HOST_ORDER]
     for region in range(len(m.host_pmd)):
         pmd = m.host_pmd[region]
-        entries += HOST_LEAF[pmd]
-        m.host_pmd[region] = FORKED_PMD[pmd]
+        entries += lookup(HOST_LEAF, pmd)
+        m.host_pmd[region] = lookup(FORKED_PMD, pmd)
         if pmd == HostPmd.TBL:
             for page in range(region << order, (region + 1) << order):
                 pte = host_pte(m, page)
-                entries += MAPPED_PTE[pte]
-                set_host_pte(m, page, np.int64(FORKED_PTE[pte]))
+                entries += lookup(MAPPED_PTE, pte)
+                set_host_pte(m, page, lookup(FORKED_PTE, pte))
     return ns + env.costs[Cost.FORK_PTE_NS] * entries
 
 
@@ -115,7 +113,7 @@ def child_exit(m: Machine, env: Env) -> int:
     order = m.vm[Vm.HOST_ORDER]
     for region in range(len(m.host_pmd)):
         pmd = m.host_pmd[region]
-        m.host_pmd[region] = ALONE_PMD[pmd]
+        m.host_pmd[region] = lookup(ALONE_PMD, pmd)
         if pmd == HostPmd.TBL:
             for page in range(region << order, (region + 1) << order):
                 set_host_pte(m, page, alone_pte(env, host_pte(m, page)))
@@ -133,7 +131,7 @@ def split_leaf(m: Machine, env: Env, region: int) -> int:
     elif pmd == HostPmd.THP_EX:
         split_region(m, region, alone_pte(env, np.int64(HostPte.ANON_TSH)))
     else:
-        split_region(m, region, np.int64(SPLIT_PTE[pmd]))
+        split_region(m, region, lookup(SPLIT_PTE, pmd))
     return ns
 
 
@@ -158,7 +156,7 @@ def unmap_pages(m: Machine, env: Env, first: int, end: int) -> int:
     gone = 0
     for page in range(first, end):
         pte = host_pte(m, page)
-        if MAPPED_PTE[pte]:
+        if lookup(MAPPED_PTE, pte):
             drop_page(m, pte)
             set_host_pte(m, page, HostPte.CACHED if env.setup[Setup.FILE] else HostPte.NONE)
             gone += 1
@@ -185,7 +183,7 @@ def dontneed_range(m: Machine, env: Env, first: int, end: int) -> int:
     for region in range(first >> order, ((end - 1) >> order) + 1):
         start, stop = region << order, (region + 1) << order
         whole = first <= start and stop <= end
-        if HOST_LEAF[m.host_pmd[region]]:
+        if lookup(HOST_LEAF, m.host_pmd[region]):
             if whole:
                 drop_leaf(m, env, region)
                 entries += 1
@@ -281,10 +279,7 @@ def is_mergeable(m: Machine, page: int) -> bool:
 
 
 # split_huge_page(): pages of a THP, by its leaf, when its folio is split as well.
-UNFOLDED = np.zeros(len(HostPmd), np.uint8)
-UNFOLDED[HostPmd.THP_RW] = HostPte.ANON_RW
-UNFOLDED[HostPmd.THP_EX] = HostPte.ANON_EX
-UNFOLDED[HostPmd.THP_SH] = HostPte.ANON_SH
+UNFOLDED = np.int64(packed({HostPmd.THP_RW: HostPte.ANON_RW, HostPmd.THP_EX: HostPte.ANON_EX, HostPmd.THP_SH: HostPte.ANON_SH}))
 
 
 @jit
@@ -325,7 +320,7 @@ def merge_page(m: Machine, env: Env, page: int) -> int:
     pmd = m.host_pmd[region]
     if pmd != HostPmd.TBL:
         ns += run_region_pair(m, env, page) + run_region_pair(m, env, page) + env.costs[Cost.SPLIT_PMD_NS]
-        split_region(m, region, np.int64(UNFOLDED[pmd]))
+        split_region(m, region, lookup(UNFOLDED, pmd))
     pte = host_pte(m, page)
     if pte == HostPte.ANON_TRW or pte == HostPte.ANON_TSH:
         ns += run_region_pair(m, env, page)

@@ -20,7 +20,7 @@ from kernels.cost import Cost
 from kernels.fault import run_phase
 from kernels.jit import jit
 from kernels.locks import lock_mmap_write, release, unlock_mmap_write
-from kernels.mmu_notifier import flush_host, plan_callback, replaces_page
+from kernels.mmu_notifier import FOR_WRITE, flush_host, plan_callback, replaces_page
 from kernels.primary_mmu import split_region, thp_fails
 from kernels.spec import (
     MAX_PTES_SHARED,
@@ -36,7 +36,7 @@ from kernels.spec import (
     Setup,
     Vm,
 )
-from kernels.state import Env, Machine, host_pte, host_region, host_state, set_host_pte
+from kernels.state import Env, Machine, host_pte, host_region, host_state, lookup, set_host_pte
 
 SHARED_LIMIT = np.int64(MAX_PTES_SHARED)
 
@@ -237,9 +237,9 @@ def do_inside_pair(m: Machine, actor: int, action: int) -> bool:
         return True
     if action == Action.KSM_SPLIT:
         pmd = m.host_pmd[region]
-        if UNFOLDED[pmd] == HostPte.NONE:
+        if lookup(UNFOLDED, pmd) == HostPte.NONE:
             return False
-        split_region(m, region, np.int64(UNFOLDED[pmd]))
+        split_region(m, region, lookup(UNFOLDED, pmd))
         return True
     if action == Action.KSM_PROTECT:
         return protect_page(m, actor)
@@ -252,7 +252,7 @@ def do_inside_pair(m: Machine, actor: int, action: int) -> bool:
 
 @jit
 def on_daemon_start_done(m: Machine, env: Env, actor: int) -> bool:
-    release(m, actor, 1)
+    release(m, actor, FOR_WRITE)
     c = m.cpu[actor]
     action = c[Cpu.ACTION]
     done = do_inside_pair(m, actor, action)
@@ -260,12 +260,12 @@ def on_daemon_start_done(m: Machine, env: Env, actor: int) -> bool:
     ns = flush_host(m, env, actor) if done else np.int64(0)
     if action == Action.KSM_SPLIT:
         ns += env.costs[Cost.SPLIT_PMD_NS]
-    return plan_callback(m, env, actor, done and replaces_page(action), ns)
+    return plan_callback(m, env, actor, np.int64(done and replaces_page(action)), ns)
 
 
 @jit
 def on_daemon_end_done(m: Machine, env: Env, actor: int) -> bool:
-    release(m, actor, 1)
+    release(m, actor, FOR_WRITE)
     c = m.cpu[actor]
     if c[Cpu.KIND] == Actor.KHUGEPAGED:
         c[Cpu.TIME] += copy_into_thp(m, env, host_region(m, c[Cpu.PAGE]))

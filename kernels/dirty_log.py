@@ -6,6 +6,7 @@ from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.mmu import (
     FOUR_K,
+    ONE,
     ONE_G,
     TWO_M,
     count_leaves,
@@ -159,7 +160,7 @@ def end_tables(m: Machine, env: Env) -> int:
                 ended += 1
             if leaf != Spte.N and recover:
                 m.spte_pud[gib] = leaf
-                count_leaves(m, ONE_G, 1)
+                count_leaves(m, ONE_G, ONE)
     for region in range(len(m.spte_pmd)):
         page = m.vm[Vm.SHIFT] + (region << PMD_ORDER)
         if m.spte_pmd[region] >= SptePmd.T and largest_order(m, page, limit) >= TWO_M:
@@ -169,7 +170,7 @@ def end_tables(m: Machine, env: Env) -> int:
                 ended += 1
             if leaf != Spte.N and recover:
                 m.spte_pmd[region] = leaf
-                count_leaves(m, TWO_M, 1)
+                count_leaves(m, TWO_M, ONE)
     m.counters[Counter.REMOTE_TLB_FLUSH_REQUESTS] += min(ended, 1) if recover else ended
     return ended
 

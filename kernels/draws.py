@@ -10,8 +10,9 @@ from kernels.jit import jit
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK64 = (1 << 64) - 1
-SALT_ACTOR, SALT_ORDER, SALT_WRITE, SALT_READ_FIRST = 0, 1, 2, 3
-SALT_THP = 3
+# Typed, as all constants that are passed on: compiled code is made once per type of its arguments, and a literal is a type.
+SALT_ACTOR, SALT_ORDER, SALT_WRITE, SALT_READ_FIRST = np.int64(0), np.int64(1), np.int64(2), np.int64(3)
+SALT_THP = np.int64(3)
 PERMUTE_KEY = 0x5851F42D4C957F2D  # keeps a permutation's draws apart from all others of the key
 THP_KEY = 0x7468705F6661696C  # keeps the draws of failing allocations apart
 DRAW_BITS = 53

@@ -44,7 +44,7 @@ CLASSES = 2 * STATES  # state * 2 + write
 EXITS_OF_CLASS = 4  # latencies kept per class
 LONE = np.int64(0)  # the only actor; typed, so that callees are not compiled again for a literal
 LAB_EVENTS = np.int64(64)
-FOLDED = np.array([Vm.SEQ, Vm.CHILD_BYTES, Vm.DIRTY, Vm.ANON_VMA])  # what an access of one page may change in Machine.vm
+FOLDED = (int(Vm.SEQ), int(Vm.CHILD_BYTES), int(Vm.DIRTY), int(Vm.ANON_VMA))  # what an access of one page may change in Machine.vm
 
 
 class PageTable(NamedTuple):
@@ -243,8 +243,8 @@ def learn_class(lab: Machine, m: Machine, env: Env, table: PageTable, state: int
     for i in range(len(lab.gauges)):
         table.gauges[k, i] = lab.gauges[i]
     table.ns[k] = lab.cpu[0, Cpu.TIME]
-    for i in range(len(FOLDED)):
-        table.vm[k, FOLDED[i]] = lab.vm[FOLDED[i]] - m.vm[FOLDED[i]]
+    for i in FOLDED:
+        table.vm[k, i] = lab.vm[i] - m.vm[i]
     table.slowest[k] = lab.vm[Vm.FAULT_MAX_NS]
     found = 0
     for bucket in range(len(lab.hist)):
@@ -267,8 +267,8 @@ def is_local(m: Machine, env: Env, host: int, leaf: int, write: int) -> bool:
     """What the access does concerns this page alone, and does not depend on what was before."""
     if host == HostPte.CACHED or (host == HostPte.NONE and m.vm[Vm.CACHED] and not write):
         return False  # fault-around
-    if host == HostPte.KSM_RO and write:
-        return False  # the last sharer frees the KSM pages
+    if (host == HostPte.KSM_RO or host == HostPte.ANON_TSH) and write:
+        return False  # the last sharer frees the KSM pages; the last part of a THP is not copied
     return not (m.vm[Vm.LOGGING] and env.setup[Setup.PML] and (leaf == Spte.RW_CLEAN or leaf == Spte.N or write))
 
 
@@ -297,8 +297,8 @@ def fold(m: Machine, table: PageTable) -> None:
             m.counters[i] += n * table.counters[k, i]
         for i in range(len(m.gauges)):
             m.gauges[i] += n * table.gauges[k, i]
-        for i in range(len(FOLDED)):
-            m.vm[FOLDED[i]] += n * table.vm[k, FOLDED[i]]
+        for i in FOLDED:
+            m.vm[i] += n * table.vm[k, i]
         m.cpu[0, Cpu.TIME] += n * table.ns[k]
         m.vm[Vm.FAULT_MAX_NS] = max(m.vm[Vm.FAULT_MAX_NS], table.slowest[k])
         for i in range(EXITS_OF_CLASS):

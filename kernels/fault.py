@@ -10,7 +10,7 @@ import numpy as np
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
-from kernels.mmu import access_allowed, fix_write_protected, install, leaf_allows, leaf_at, leaf_order, set_leaf
+from kernels.mmu import WRITABLE, access_allowed, fix_write_protected, install, leaf_allows, leaf_at, leaf_order, set_leaf
 from kernels.mmu_notifier import (
     begin_replacement,
     flush_guest,
@@ -58,6 +58,7 @@ SPURIOUS = np.int64(Outcome.SPURIOUS)
 FIXED = np.int64(Outcome.FIXED)
 RETRY = np.int64(Outcome.RETRY)  # typed, so that finish_fault() is compiled once
 READ, WRITE = np.int64(0), np.int64(1)
+FIRST, SECOND = np.int64(0), np.int64(1)
 
 
 @jit
@@ -102,7 +103,7 @@ def begin_access(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
-def half_exit(env: Env, second: bool) -> int:
+def half_exit(env: Env, second: int) -> int:
     """Time from the guest into the fault handler, or (second half) back."""
     exit_ns = env.costs[Cost.VM_EXIT_NS]
     fault_ns = env.costs[Cost.KVM_FAULT_NS]
@@ -131,7 +132,7 @@ def try_access(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.PF_TAKEN] += 1
     c[Cpu.PRESENT] = leaf != Spte.N
     c[Cpu.EXIT_TIME] = c[Cpu.TIME]
-    c[Cpu.TIME] += half_exit(env, False)
+    c[Cpu.TIME] += half_exit(env, FIRST)
     c[Cpu.PHASE] = Phase.FAULT
     return False
 
@@ -140,7 +141,7 @@ def try_access(m: Machine, env: Env, actor: int) -> bool:
 def mark_dirty(m: Machine, env: Env, actor: int, order: int) -> None:
     """The processor sets the leaf's Dirty bit; with PML it logs the page, and exits when the log is full."""
     c = m.cpu[actor]
-    set_leaf(m, c[Cpu.PAGE], order, Spte.RW)
+    set_leaf(m, c[Cpu.PAGE], order, WRITABLE)
     if not (m.vm[Vm.LOGGING] and env.setup[Setup.PML]):
         return
     m.vm[Vm.DIRTY] = 1
@@ -233,7 +234,7 @@ def on_commit(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_end_done(m: Machine, env: Env, actor: int) -> bool:
     """The pair is over. A split goes on in the same handle_mm_fault() with the page itself."""
-    release(m, actor, 1)
+    release(m, actor, WRITE)
     c = m.cpu[actor]
     done = c[Cpu.ACTION]
     if done == Action.COPY_HUGE:
@@ -276,12 +277,18 @@ def step_cursor(m: Machine, actor: int, order: int) -> None:
 
 
 @jit
+def lock_mode(env: Env) -> int:
+    """A fault takes mmu_lock for reading under the TDP MMU, for writing else."""
+    return READ if env.setup[Setup.MMU] == Mmu.TDP else WRITE
+
+
+@jit
 def on_map(m: Machine, env: Env, actor: int) -> bool:
     """Second pre-check, then mmu_lock: for read under TDP, for write else."""
     if env.policy[Behaviour.STALE_PRECHECK] and is_stale(m, actor):
         return finish_fault(m, env, actor, RETRY)
     m.cpu[actor, Cpu.PHASE] = Phase.MAP_HELD
-    return acquire(m, actor, env.setup[Setup.MMU] != Mmu.TDP)
+    return acquire(m, actor, lock_mode(env))
 
 
 @jit
@@ -302,7 +309,7 @@ def on_map_held(m: Machine, env: Env, actor: int) -> bool:
 
 @jit
 def on_map_done(m: Machine, env: Env, actor: int) -> bool:
-    release(m, actor, env.setup[Setup.MMU] != Mmu.TDP)
+    release(m, actor, lock_mode(env))
     return finish_fault(m, env, actor, m.cpu[actor, Cpu.OUTCOME])
 
 
@@ -323,7 +330,7 @@ def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
         m.counters[Counter.PF_FIXED] += 1
     else:
         m.counters[Counter.PF_SPURIOUS] += 1
-    c[Cpu.TIME] += half_exit(env, True)
+    c[Cpu.TIME] += half_exit(env, SECOND)
     c[Cpu.PHASE] = Phase.TOUCH
     record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME])
     return False

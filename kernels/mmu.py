@@ -24,8 +24,10 @@ from kernels.spec import (
     SptePmd,
     Vm,
 )
-from kernels.state import Env, Machine, guest_region, host_state, set_spte, slot_end, spte
+from kernels.state import Env, Machine, guest_region, host_state, lookup, set_spte, slot_end, spte
 
+ABSENT, WRITABLE = np.int64(Spte.N), np.int64(Spte.RW)
+ONE, MANY = np.int64(1), np.int64(PMD_PAGES)
 FOUR_K, TWO_M, ONE_G = np.int64(0), np.int64(PMD_ORDER), np.int64(PUD_ORDER)
 
 
@@ -106,7 +108,7 @@ def fits_slot(m: Machine, page: int, order: int) -> bool:
 @jit
 def largest_order(m: Machine, page: int, limit: int) -> int:
     """Order of the largest leaf that the host's mapping and the slot allow, up to `limit`."""
-    order = min(limit, m.vm[Vm.HOST_ORDER] if HOST_LEAF[host_state(m, page)] else FOUR_K)
+    order = min(limit, m.vm[Vm.HOST_ORDER] if lookup(HOST_LEAF, host_state(m, page)) else FOUR_K)
     if order == ONE_G and not fits_slot(m, page, ONE_G):
         order = TWO_M
     return FOUR_K if order == TWO_M and not fits_slot(m, page, TWO_M) else order
@@ -140,8 +142,8 @@ def split_2m(m: Machine, region: int, table: int) -> None:
     first = m.vm[Vm.SHIFT] + (region << PMD_ORDER)
     for page in range(first, first + PMD_PAGES):
         set_spte(m, page, leaf)
-    count_leaves(m, TWO_M, -1)
-    count_leaves(m, FOUR_K, PMD_PAGES)
+    count_leaves(m, TWO_M, -ONE)
+    count_leaves(m, FOUR_K, MANY)
 
 
 @jit
@@ -152,8 +154,8 @@ def split_1g(m: Machine, gib: int, table: int) -> None:
     first = gib << (PUD_ORDER - PMD_ORDER)
     for region in range(first, first + PMD_PAGES):
         m.spte_pmd[region] = leaf
-    count_leaves(m, ONE_G, -1)
-    count_leaves(m, TWO_M, PMD_PAGES)
+    count_leaves(m, ONE_G, -ONE)
+    count_leaves(m, TWO_M, MANY)
 
 
 @jit
@@ -163,7 +165,7 @@ def remove_2m_table(m: Machine, region: int) -> None:
     gone = 0
     for page in range(first, min(first + PMD_PAGES, slot_end(m))):
         if spte(m, page) != Spte.N:
-            set_spte(m, page, Spte.N)
+            set_spte(m, page, ABSENT)
             gone += 1
     count_leaves(m, FOUR_K, -gone)
     m.spte_pmd[region] = SptePmd.N
@@ -178,7 +180,7 @@ def remove_1g_table(m: Machine, gib: int) -> None:
         if entry >= SptePmd.T:
             remove_2m_table(m, region)
         elif entry != SptePmd.N:
-            count_leaves(m, TWO_M, -1)
+            count_leaves(m, TWO_M, -ONE)
             m.spte_pmd[region] = SptePmd.N
     m.spte_pud[gib] = SptePmd.N
 
@@ -255,6 +257,8 @@ def install(m: Machine, env: Env, actor: int) -> tuple[int, int]:
         new = np.int64(rewritten(env, old, c[Cpu.MAP_WRITABLE]))
     if new == old:
         return np.int64(Outcome.SPURIOUS), flushes
+    if old == Spte.RW and new == Spte.RW_CLEAN and env.setup[Setup.MMU] != Mmu.TDP:
+        flushes += 1  # mmu_spte_update(): a Dirty bit went
     set_leaf(m, page, order, new)
     mark_logged(m, new)
     count_leaves(m, order, 1 if old == Spte.N else 0)
@@ -270,7 +274,7 @@ def fill_run(m: Machine, env: Env, first: int, end: int) -> int:
         return 0
     page = first
     while page < end and host_writable(m, env, page):
-        set_spte(m, page, Spte.RW)
+        set_spte(m, page, WRITABLE)
         page += 1
     count_leaves(m, FOUR_K, page - first)
     return page - first
@@ -302,9 +306,9 @@ def prefetch_4k(m: Machine, page: int) -> None:
     if m.spte_pmd[guest_region(m, page)] < SptePmd.T:
         return
     if spte(m, page) == Spte.N:
-        count_leaves(m, FOUR_K, 1)
-    set_spte(m, page, Spte.RW)
-    mark_logged(m, Spte.RW)
+        count_leaves(m, FOUR_K, ONE)
+    set_spte(m, page, WRITABLE)
+    mark_logged(m, WRITABLE)
     m.counters[Counter.SPTE_PREFETCH] += 1
 
 
@@ -314,8 +318,8 @@ def fix_write_protected(m: Machine, page: int) -> bool:
     order = leaf_order(m, page)
     if leaf_at(m, page, order) != Spte.WP or (order and m.vm[Vm.LOGGING]):
         return False
-    set_leaf(m, page, order, Spte.RW)
-    mark_logged(m, Spte.RW)
+    set_leaf(m, page, order, WRITABLE)
+    mark_logged(m, WRITABLE)
     return True
 
 
@@ -325,7 +329,7 @@ def zap_4k(m: Machine, first: int, end: int) -> int:
     gone = 0
     for page in range(first, end):
         if spte(m, page) != Spte.N:
-            set_spte(m, page, Spte.N)
+            set_spte(m, page, ABSENT)
             gone += 1
     count_leaves(m, FOUR_K, -gone)
     return gone
@@ -341,7 +345,7 @@ def zap(m: Machine, first: int, end: int) -> bool:
         for gib in range(lo >> PUD_ORDER, ((hi - 1) >> PUD_ORDER) + 1):
             if is_leaf(m.spte_pud[gib]):
                 m.spte_pud[gib] = SptePmd.N
-                count_leaves(m, ONE_G, -1)
+                count_leaves(m, ONE_G, -ONE)
                 zapped = True
     for region in range(lo >> PMD_ORDER, ((hi - 1) >> PMD_ORDER) + 1):
         pmd = m.spte_pmd[region]
@@ -350,6 +354,6 @@ def zap(m: Machine, first: int, end: int) -> bool:
             zapped |= zap_4k(m, shift + max(lo, start), shift + min(hi, start + PMD_PAGES)) > 0
         elif pmd != SptePmd.N:
             m.spte_pmd[region] = SptePmd.N
-            count_leaves(m, TWO_M, -1)
+            count_leaves(m, TWO_M, -ONE)
             zapped = True
     return zapped

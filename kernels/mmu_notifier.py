@@ -11,11 +11,9 @@ from kernels.jit import jit
 from kernels.locks import acquire, release
 from kernels.mmu import prefetch_4k, zap
 from kernels.policy import Behaviour
-from kernels.primary_mmu import clear, copy, region_bytes, replace_entry
+from kernels.primary_mmu import LARGE, SMALL, clear, copy, region_bytes, replace_entry
 from kernels.schedule import plan_event
 from kernels.spec import (
-    PAGE_BYTES,
-    PMD_BYTES,
     Action,
     Actor,
     Counter,
@@ -25,6 +23,9 @@ from kernels.spec import (
     Vm,
 )
 from kernels.state import Env, Machine, host_pte, host_region, in_guest, slot_end
+
+NOTHING, TOUCHED = np.int64(0), np.int64(1)
+FOR_WRITE = np.int64(1)
 
 
 @jit
@@ -65,7 +66,7 @@ def shootdown_ns(m: Machine, env: Env, targets: int) -> int:
 def flush_guest(m: Machine, env: Env, actor: int) -> int:
     """kvm_flush_remote_tlbs(): kicks every other vCPU that is in the guest; returns ns."""
     m.counters[Counter.REMOTE_TLB_FLUSH_REQUESTS] += 1
-    targets = 0
+    targets = NOTHING
     for other in range(m.vm[Vm.ACTORS]):
         if other != actor and in_guest(m, other):
             kick(m, env, other)
@@ -78,7 +79,7 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
 @jit
 def flush_host(m: Machine, env: Env, actor: int) -> int:
     """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not; returns ns."""
-    targets = 0
+    targets = NOTHING
     for other in range(m.vm[Vm.ACTORS]):
         if other != actor and m.cpu[other, Cpu.PHASE] != Phase.DONE and m.cpu[other, Cpu.KIND] != Actor.IDLE:
             targets += 1
@@ -94,11 +95,11 @@ def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
     c = m.cpu[actor]
     ns = costs[Cost.NOTIFIER_NS]
     if action == Action.COW_4K:
-        ns += costs[Cost.COW_4K_NS] + clear(m, env, PAGE_BYTES)
+        ns += costs[Cost.COW_4K_NS] + clear(m, env, SMALL)
     elif action == Action.COPY_4K:
-        ns += costs[Cost.COW_4K_NS] + copy(m, env, PAGE_BYTES)
+        ns += costs[Cost.COW_4K_NS] + copy(m, env, SMALL)
     elif action == Action.THP_FOR_HUGE_ZERO:
-        ns += costs[Cost.HUGE_ZERO_THP_NS] + clear(m, env, PMD_BYTES)
+        ns += costs[Cost.HUGE_ZERO_THP_NS] + clear(m, env, LARGE)
     elif action == Action.COPY_HUGE:
         m.host_pmd[host_region(m, c[Cpu.PAGE])] = HostPmd.HUGE_SH_BUSY
         ns += costs[Cost.HUGETLB_FAULT_NS] + copy(m, env, region_bytes(m))
@@ -113,7 +114,7 @@ def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
 def lock_for(m: Machine, actor: int, held: int) -> bool:
     """Ask for mmu_lock for write; the actor goes on in phase `held`. True: at once."""
     m.cpu[actor, Cpu.PHASE] = held
-    return acquire(m, actor, 1)
+    return acquire(m, actor, FOR_WRITE)
 
 
 @jit
@@ -131,7 +132,7 @@ def on_start(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.INVALIDATE_RANGE_START] += 1
     if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:  # no memslot overlaps: no lock, no sequence
         m.counters[Counter.COW_4K] += 1
-        return plan_callback(m, env, actor, 1, 0)
+        return plan_callback(m, env, actor, TOUCHED, NOTHING)
     return lock_for(m, actor, Phase.START_HELD)
 
 
@@ -167,20 +168,20 @@ def on_start_held(m: Machine, env: Env, actor: int) -> bool:
     if not replaces_page(c[Cpu.ACTION]):
         first, end = region_of_slot(m, c[Cpu.PAGE])
     open_range(m, first, end)
-    flush_ns = flush_guest(m, env, actor) if zap(m, first, end) else np.int64(0)
+    flush_ns = flush_guest(m, env, actor) if zap(m, first, end) else NOTHING
     return hold(m, env, actor, flush_ns, Phase.START_DONE)
 
 
 @jit
 def on_start_done(m: Machine, env: Env, actor: int) -> bool:
-    release(m, actor, 1)
+    release(m, actor, FOR_WRITE)
     c = m.cpu[actor]
     action = c[Cpu.ACTION]
     replaced = replace_entry(m, c[Cpu.PAGE], action, c[Cpu.OLD])
-    ns = flush_host(m, env, actor) if replaced else np.int64(0)
+    ns = flush_host(m, env, actor) if replaced else NOTHING
     if action == Action.SPLIT_HUGE_ZERO or action == Action.SPLIT_THP:
         ns += env.costs[Cost.SPLIT_PMD_NS]
-    return plan_callback(m, env, actor, replaced and replaces_page(action), ns)
+    return plan_callback(m, env, actor, np.int64(replaced and replaces_page(action)), ns)
 
 
 @jit
@@ -196,7 +197,7 @@ def plan_callback(m: Machine, env: Env, actor: int, pte_replaced: int, ns: int) 
 def on_change(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.CHANGE_PTE] += 1
     if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:
-        return plan_callback(m, env, actor, 0, 0)
+        return plan_callback(m, env, actor, NOTHING, NOTHING)
     return lock_for(m, actor, Phase.CHANGE_HELD)
 
 
@@ -206,13 +207,13 @@ def on_change_held(m: Machine, env: Env, actor: int) -> bool:
     kind = m.cpu[actor, Cpu.KIND]
     if env.policy[Behaviour.CHANGE_PTE_PREFETCH] and (kind == Actor.GUEST or kind == Actor.PREFAULT):
         prefetch_4k(m, m.cpu[actor, Cpu.PAGE])
-    return hold(m, env, actor, 0, Phase.CHANGE_DONE)
+    return hold(m, env, actor, NOTHING, Phase.CHANGE_DONE)
 
 
 @jit
 def on_change_done(m: Machine, env: Env, actor: int) -> bool:
-    release(m, actor, 1)
-    return plan_callback(m, env, actor, 0, 0)
+    release(m, actor, FOR_WRITE)
+    return plan_callback(m, env, actor, NOTHING, NOTHING)
 
 
 @jit
@@ -229,4 +230,4 @@ def on_end(m: Machine, actor: int) -> bool:
 def on_end_held(m: Machine, env: Env, actor: int) -> bool:
     m.vm[Vm.SEQ] += 1
     m.vm[Vm.IN_PROGRESS] -= 1
-    return hold(m, env, actor, 0, Phase.END_DONE)
+    return hold(m, env, actor, NOTHING, Phase.END_DONE)

@@ -59,7 +59,10 @@ class Behaviour(IntEnum):
     """Zapping hugetlb runs two notifier pairs, one inside the other; until 369258ce41c6 (6.2)."""
     SUBPAGE_REUSE = 16
     """A write to a PTE-mapped part of a THP that nobody shares any more reuses it; before, it is copied: 1da190f4d0a6 (6.15)."""
-    RECLAIM_PAGE_TABLES = 17
+    LAST_SUBPAGE_REUSE = 17
+    """Before that: the last part of a THP that is still mapped is reused, its reference count being 1. Seen on 6.1, gone in 6.12;
+    taken to end with the rework of 00fd05922d12 (6.7)."""
+    RECLAIM_PAGE_TABLES = 18
     """MADV_DONTNEED over a whole region frees its empty page table: 6375e95f381e (6.14)."""
 
 
@@ -87,12 +90,15 @@ class Regime(NamedTuple):
 
 
 REGIMES: tuple[Regime, ...] = (
-    Regime(OLDEST, dict.fromkeys(Behaviour, 0) | {Behaviour.CHANGE_PTE: 1, Behaviour.HUGETLB_ZAP_TWICE: 1}),
+    Regime(
+        OLDEST, dict.fromkeys(Behaviour, 0) | {Behaviour.CHANGE_PTE: 1, Behaviour.HUGETLB_ZAP_TWICE: 1, Behaviour.LAST_SUBPAGE_REUSE: 1}
+    ),
     Regime(Version(5, 16), {Behaviour.REWRITE_DROPS_DIRTY: 1}),
     Regime(Version(5, 18), {Behaviour.EAGER_SPLIT: 1, Behaviour.HUGETLB_DONTNEED: 1}),
     Regime(Version(6, 1), {Behaviour.COLLAPSE: 1}),
     Regime(Version(6, 2), {Behaviour.SPLIT_HUGE_SPTE: 1, Behaviour.NX_MARKED_TABLES: 1, Behaviour.HUGETLB_ZAP_TWICE: 0}),
     Regime(Version(6, 6), {Behaviour.HUGETLB_PGFAULT: 1}),
+    Regime(Version(6, 7), {Behaviour.LAST_SUBPAGE_REUSE: 0}),
     Regime(Version(6, 8), {Behaviour.STALE_PRECHECK: 1}),
     Regime(Version(6, 10), {Behaviour.CHANGE_PTE: 0}),
     Regime(Version(6, 11), {Behaviour.PRE_FAULT_MEMORY: 1}),

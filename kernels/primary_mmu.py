@@ -21,6 +21,7 @@ from kernels.spec import (
     PAGE_SHIFT,
     PMD_BYTES,
     PMD_ORDER,
+    PMD_PAGES,
     Action,
     Actor,
     Backing,
@@ -33,8 +34,9 @@ from kernels.spec import (
     Stream,
     ThpEnabled,
     Vm,
+    packed,
 )
-from kernels.state import Bytes, Env, Machine, host_pte, host_region, host_state, set_host_pte
+from kernels.state import Bytes, Env, Machine, host_pte, host_region, host_state, lookup, set_host_pte
 
 
 class Traits(NamedTuple):
@@ -110,14 +112,12 @@ def action_table(traits: Traits, use_zero_page: bool, huge_zero_write_thp: bool)
     return table
 
 
-HOST_LEAF = np.zeros(len(HostPmd), np.uint8)
-HOST_LEAF[HostPmd.HZ_RO : HostPmd.SHM_THP + 1] = 1
+SMALL, LARGE = np.int64(PAGE_BYTES), np.int64(PMD_BYTES)
+FOR_WRITE = np.int64(1)
+HOST_LEAF = np.int64(packed(dict.fromkeys(range(HostPmd.HZ_RO, HostPmd.SHM_THP + 1), 1)))
 
 # What a page becomes when the leaf above it is split: __split_huge_zero_page_pmd(), __split_huge_pmd_locked().
-SPLIT_PTE = np.zeros(len(HostPmd), np.uint8)
-SPLIT_PTE[HostPmd.HZ_RO] = HostPte.Z_RO
-SPLIT_PTE[HostPmd.THP_RW] = HostPte.ANON_TRW
-SPLIT_PTE[HostPmd.THP_SH] = HostPte.ANON_TSH
+SPLIT_PTE = np.int64(packed({HostPmd.HZ_RO: HostPte.Z_RO, HostPmd.THP_RW: HostPte.ANON_TRW, HostPmd.THP_SH: HostPte.ANON_TSH}))
 
 
 @jit
@@ -131,7 +131,7 @@ def find_action(m: Machine, env: Env, page: int, write: int) -> int:
 @jit
 def host_writable(m: Machine, env: Env, page: int) -> bool:
     """GUP-fast with FOLL_WRITE succeeds."""
-    return find_action(m, env, page, 1) == Action.NONE
+    return find_action(m, env, page, FOR_WRITE) == Action.NONE
 
 
 @jit
@@ -176,8 +176,22 @@ def thp_fails(env: Env, region: int) -> bool:
 
 
 @jit
+def is_last_subpage(m: Machine, env: Env, page: int) -> bool:
+    """The page is the only part of its THP that anybody still maps, on a kernel that reuses it then."""
+    if not env.policy[Behaviour.LAST_SUBPAGE_REUSE] or m.vm[Vm.CHILD] or host_pte(m, page) != HostPte.ANON_TSH:
+        return False
+    first = (page >> PMD_ORDER) << PMD_ORDER
+    mapped = 0
+    for p in range(first, first + PMD_PAGES):
+        mapped += host_pte(m, p) == HostPte.ANON_TSH or host_pte(m, p) == HostPte.ANON_TRW
+    return mapped == 1
+
+
+@jit
 def settle_action(m: Machine, env: Env, page: int, action: int, write: int) -> int:
-    """The action, or what the fault falls back to because no huge page can be had."""
+    """The action, or what the fault does instead: no huge page can be had, or a page need not be copied."""
+    if action == Action.COPY_4K and is_last_subpage(m, env, page):
+        return Action.REUSE_4K
     needs_thp = action == Action.ALLOC_THP or action == Action.ALLOC_SHMEM_THP or action == Action.THP_FOR_HUGE_ZERO
     region = host_region(m, page)
     if not needs_thp or env.setup[Setup.THP_FAILURE_CUT] == 0 or not thp_fails(env, region):
@@ -210,15 +224,15 @@ def begin_fault(m: Machine, env: Env, page: int, action: int) -> int:
         return costs[Cost.FILE_MAP_NS]
     if action == Action.ALLOC_4K:
         m.vm[Vm.ANON_VMA] = 1
-        return costs[Cost.ANON_FAULT_NS] + clear(m, env, PAGE_BYTES)
+        return costs[Cost.ANON_FAULT_NS] + clear(m, env, SMALL)
     ns = np.int64(0)
     if action == Action.COW_FILE:
         m.vm[Vm.ANON_VMA] = 1
-        ns += costs[Cost.ANON_FAULT_NS] + copy(m, env, PAGE_BYTES)
+        ns += costs[Cost.ANON_FAULT_NS] + copy(m, env, SMALL)
         if host_pte(m, page) == HostPte.CACHED:
             return ns
-    set_host_pte(m, page, HostPte.SHM_BUSY)
-    return ns + costs[Cost.SHMEM_FAULT_NS] + clear(m, env, PAGE_BYTES)
+    set_host_pte(m, page, np.int64(HostPte.SHM_BUSY))
+    return ns + costs[Cost.SHMEM_FAULT_NS] + clear(m, env, SMALL)
 
 
 @jit
@@ -289,9 +303,9 @@ def map_around(m: Machine, env: Env, page: int) -> None:
 def map_file(m: Machine, env: Env, page: int) -> None:
     """Map a page of the page cache."""
     if env.setup[Setup.SHARED]:
-        set_host_pte(m, page, HostPte.SHM_RW)
+        set_host_pte(m, page, np.int64(HostPte.SHM_RW))
     else:
-        set_host_pte(m, page, HostPte.FILE_RO)
+        set_host_pte(m, page, np.int64(HostPte.FILE_RO))
         m.gauges[Gauge.RSS_BYTES] += PAGE_BYTES
 
 
@@ -302,7 +316,7 @@ def commit_file(m: Machine, env: Env, page: int, action: int, write: int) -> Non
         m.gauges[Gauge.HELD_BYTES] += PAGE_BYTES
     if action == Action.COW_FILE:
         if pte == HostPte.SHM_BUSY or pte == HostPte.CACHED:
-            set_host_pte(m, page, HostPte.ANON_RW)
+            set_host_pte(m, page, np.int64(HostPte.ANON_RW))
             take_page(m)
         return
     if pte == HostPte.SHM_BUSY or pte == HostPte.CACHED:
@@ -315,17 +329,17 @@ def commit_file(m: Machine, env: Env, page: int, action: int, write: int) -> Non
 def commit_pte(m: Machine, page: int, action: int) -> None:
     pte = host_pte(m, page)
     if action == Action.REUSE_4K:
-        if pte == HostPte.ANON_EX:
-            set_host_pte(m, page, HostPte.ANON_RW)
+        if pte == HostPte.ANON_EX or pte == HostPte.ANON_TSH:
+            set_host_pte(m, page, np.int64(HostPte.ANON_RW if pte == HostPte.ANON_EX else HostPte.ANON_TRW))
             m.counters[Counter.COW_REUSE] += 1
     elif pte != HostPte.NONE:  # lost the race for the PTE
         if action == Action.ALLOC_4K:
             m.counters[Counter.BYTES_CLEARED_WASTED] += PAGE_BYTES
     elif action == Action.ALLOC_4K:
-        set_host_pte(m, page, HostPte.ANON_RW)
+        set_host_pte(m, page, np.int64(HostPte.ANON_RW))
         take_page(m)
     else:
-        set_host_pte(m, page, HostPte.Z_RO)
+        set_host_pte(m, page, np.int64(HostPte.Z_RO))
         m.counters[Counter.ZERO_PAGE_MAPS] += 1
 
 
@@ -364,7 +378,7 @@ def replace_pte(m: Machine, page: int, action: int, old: int) -> bool:
         m.counters[Counter.COW_KSM] += old == HostPte.KSM_RO
         drop_page(m, old)
         take_page(m)
-    set_host_pte(m, page, HostPte.ANON_RW)
+    set_host_pte(m, page, np.int64(HostPte.ANON_RW))
     m.counters[Counter.COW_4K] += 1
     return True
 
@@ -388,5 +402,5 @@ def replace_entry(m: Machine, page: int, action: int, old: int) -> bool:
     if action == Action.THP_FOR_HUGE_ZERO:
         map_thp(m, region)
     else:
-        split_region(m, region, np.int64(SPLIT_PTE[pmd]))
+        split_region(m, region, lookup(SPLIT_PTE, pmd))
     return True

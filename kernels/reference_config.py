@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from kernels.cost import Cost
 from kernels.policy import Behaviour
@@ -34,21 +35,21 @@ class Config:
 
     # ---- Geometry ----------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def host_order(self) -> int:
         """Of a host region."""
         return PUD_ORDER if self.backing in GIGANTIC else PMD_ORDER
 
-    @property
+    @cached_property
     def huge_bytes(self) -> int:
         return PAGE_BYTES << self.host_order
 
-    @property
+    @cached_property
     def shift(self) -> int:
         """Page of the VMA that is gfn 0 of the slot."""
         return self.offset // PAGE_BYTES % (1 << self.host_order)
 
-    @property
+    @cached_property
     def regions(self) -> int:
         """Host regions of the VMA, which ends at the next host page behind the slot."""
         return -(-(self.shift + self.pages) >> self.host_order)
@@ -59,23 +60,28 @@ class Config:
 
     # ---- KVM ---------------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def tdp(self) -> bool:
         return self.mmu == Mmu.TDP
 
-    @property
+    @cached_property
+    def lockless_fixes(self) -> bool:
+        """page_fault_can_be_fast(): "KVM only supports fixing page faults outside of MMU lock for direct MMUs"."""
+        return self.mmu != Mmu.SHADOW
+
+    @cached_property
     def orders(self) -> tuple[int, ...]:
         """Of KVM's entries, the highest first; 1G entries only where a leaf can be one."""
         return (PUD_ORDER, PMD_ORDER, 0) if self.backing in GIGANTIC else (PMD_ORDER, 0)
 
-    @property
+    @cached_property
     def guest_order(self) -> int:
         """Under shadow paging a leaf is no larger than the guest's own."""
         if self.mmu != Mmu.SHADOW:
             return PUD_ORDER
         return 0 if self.guest_page == PAGE_BYTES else PMD_ORDER
 
-    @property
+    @cached_property
     def direct(self) -> bool:
         """KVM's tables of 4K entries are direct: all but those that shadow the guest's own."""
         return self.guest_order > 0
@@ -86,20 +92,20 @@ class Config:
 
     # ---- Backing -----------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def hugetlb(self) -> bool:
         return self.backing in PRIVATE_HUGETLB + SHARED_HUGETLB
 
-    @property
+    @cached_property
     def anonymous(self) -> bool:
         """Private, without a file behind it, no hugetlb."""
         return self.backing in ANONYMOUS
 
-    @property
+    @cached_property
     def shared(self) -> bool:
         return self.backing in SHARED_HUGETLB + SHMEM
 
-    @property
+    @cached_property
     def thp(self) -> bool:
         """A fault on an empty region makes an anonymous THP: MADV_HUGEPAGE, or thp_enabled = always."""
         if self.backing == Backing.ANONYMOUS_THP:

@@ -200,7 +200,7 @@ class Host:
 
     def collapse(self, region: int) -> None:
         """A new THP in place of the page table and its pages."""
-        for page, pte in list(self.ptes.pop(region).items()):
+        for pte in self.ptes.pop(region).values():
             self.free_page(pte)
             self.rss -= PAGE_BYTES * (pte in IN_RSS)
         self.set_pmd(region, HostPmd.THP_RW)

@@ -10,14 +10,16 @@ from decimal import Decimal, localcontext
 from itertools import pairwise
 
 from kernels.spec import PAGE_BYTES, Access, Order, Spread
-from kernels.steps import Touch, TouchList, WorkloadError, check_touch
+from kernels.steps import HostTouch, Touch, TouchList, WorkloadError, check_touch
 
 MASK64 = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment
 FOR_ACTOR, FOR_ORDER, FOR_WRITE, FOR_READ_FIRST = range(4)  # what a draw decides
+FOR_THP = 3  # of a key of its own
+THP_FAILURE = 0x7468705F6661696C  # makes it of the step's key
 PERMUTATION = 0x5851F42D4C957F2D  # keeps the draws of a permutation apart
 
-Accesses = Iterator[tuple[int, bool]]  # (gfn, write)
+Accesses = Iterator[tuple[int, Access]]  # (gfn, READ or WRITE or EXEC)
 
 
 def splitmix(z: int) -> int:
@@ -120,29 +122,29 @@ def unit_order(step: Touch, key: int, n: int, longest: int) -> Callable[[int], i
     return lambda visit: visit % n
 
 
-def visits_of(step: Touch, key: int, visits: int) -> Iterator[tuple[int, bool]]:
-    """(visit, write) in the order in which an actor makes them."""
+def visits_of(step: Touch, key: int, visits: int) -> Iterator[tuple[int, Access]]:
+    """(visit, access) in the order in which an actor makes them."""
     if step.access == Access.PAIRS:  # a window of pages is read, then the same pages are written
         for first in range(0, visits, step.window):
             window = range(first, min(first + step.window, visits))
-            yield from ((visit, False) for visit in window)
-            yield from ((visit, True) for visit in window)
+            yield from ((visit, Access.READ) for visit in window)
+            yield from ((visit, Access.WRITE) for visit in window)
         return
     for visit in range(visits):
-        write = step.access == Access.WRITE
-        if step.access == Access.MIXED:
-            write = happens(key, FOR_WRITE, visit, step.write_percent / 100.0)
-        if write and happens(key, FOR_READ_FIRST, visit, step.read_first):
-            yield visit, False
-        yield visit, write
+        access = step.access
+        if access == Access.MIXED:
+            access = Access.WRITE if happens(key, FOR_WRITE, visit, step.write_percent / 100.0) else Access.READ
+        if access == Access.WRITE and happens(key, FOR_READ_FIRST, visit, step.read_first):
+            yield visit, Access.READ
+        yield visit, access
 
 
 def vcpu_accesses(step: Touch, key: int, start_bytes: int, part: range, visits: int, longest: int) -> Accesses:
     """What one vCPU does in its part of the step's units."""
     order = unit_order(step, key, len(part), longest) if part else None
-    for visit, write in visits_of(step, key, visits if order else 0):
+    for visit, access in visits_of(step, key, visits if order else 0):
         unit = part[order(visit)] if order else 0
-        yield (start_bytes + unit * step.every) // PAGE_BYTES, write
+        yield (start_bytes + unit * step.every) // PAGE_BYTES, access
 
 
 def touch_accesses(step: Touch, pages: int, vcpus: int, key: int) -> list[Accesses]:
@@ -174,4 +176,11 @@ def touch_accesses(step: Touch, pages: int, vcpus: int, key: int) -> list[Access
 def list_accesses(step: TouchList, vcpus: int) -> list[Accesses]:
     """One iterator per vCPU: its rows, in their order."""
     rows: list[tuple[int, int, bool]] = list(zip(step.vcpu.tolist(), step.gfn.tolist(), step.write.tolist(), strict=True))
-    return [iter([(gfn, write) for v, gfn, write in rows if v == vcpu]) for vcpu in range(vcpus)]
+    kind = (Access.READ, Access.WRITE)
+    return [iter([(gfn, kind[write]) for v, gfn, write in rows if v == vcpu]) for vcpu in range(vcpus)]
+
+
+def host_pages(step: HostTouch, pages: int) -> Iterator[int]:
+    """Pages of the slot that the VMM itself goes to, one after the other."""
+    first, end = int(step.start * pages), int(step.end * pages)
+    return (first + at // PAGE_BYTES for at in range(0, (end - first) * PAGE_BYTES, step.every))

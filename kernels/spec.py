@@ -3,6 +3,7 @@
 All quantities are integers: bytes, pages of 4 KiB, or nanoseconds of virtual time.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 PAGE_SHIFT = 12
@@ -456,6 +457,11 @@ class Trace(IntEnum):
 # holds all from 2**43 ns (2.4 hours) on.
 HIST_SUB_BITS = 7
 HIST_BUCKETS = (44 - HIST_SUB_BITS) << HIST_SUB_BITS
+
+
+def packed(table: Mapping[int, int]) -> int:
+    """A table of values 0 ... 15 over small keys as one integer, for compiled code: see lookup(). Keys it lacks hold 0."""
+    return sum(int(value) << (4 * int(key)) for key, value in table.items())
 
 
 def _dense(table: type[IntEnum]) -> None:

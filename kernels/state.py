@@ -117,6 +117,12 @@ def state_bytes(memory_bytes: int, actors: int) -> int:
 
 
 @jit
+def lookup(table: int, key: int) -> int:
+    """Value of a table that spec.packed() made."""
+    return (table >> (4 * np.int64(key))) & 15
+
+
+@jit
 def host_pte(m: Machine, page: int) -> int:
     return np.int64(m.pte[page]) & HOST_MASK
 

@@ -14,6 +14,8 @@ from sweep.steps import STEP, check_steps
 
 FILES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 DERIVED = {"pf_taken_less_spurious": lambda c: c["pf_taken"] - c["pf_spurious"]}
+
+
 def cases() -> list[Any]:
     found = []
     for path in FILES:
@@ -26,7 +28,9 @@ def run_case(case: dict[str, Any]) -> list[dict[str, int]]:
     point = Point.model_validate(case["point"])
     workload = Workload("case", tuple(STEP.validate_python(step) for step in case["steps"]), Path())
     assert not check_steps(workload.specs, Path(), point)
-    run = simulate_point(PlannedPoint("", point, 0, 0), Context("case", {point.workload: workload}, {point.costs: load_costs("default", Path())}))
+    run = simulate_point(
+        PlannedPoint("", point, 0, 0), Context("case", {point.workload: workload}, {point.costs: load_costs("default", Path())})
+    )
     return [step.counters | step.gauges for step in run.steps]
 
 
