@@ -167,12 +167,14 @@ def scan_page(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
-def next_merge_action(m: Machine, page: int, done: int, committed: int) -> int:
-    """The pair that comes next for a page, after `done`; Action.NONE: no more."""
+def next_merge_action(m: Machine, actor: int) -> int:
+    """The pair that comes next for ksmd's page; Action.NONE: no more."""
+    c = m.cpu[actor]
+    page, done = c[Cpu.PAGE], c[Cpu.ACTION]
     if done == Action.KSM_SPLIT:
         return Action.KSM_SETTLE
     if done == Action.KSM_PROTECT:
-        return Action.KSM_REPLACE if committed and host_pte(m, page) != HostPte.KSM_RO else Action.NONE
+        return Action.KSM_REPLACE if c[Cpu.COMMITTED] and c[Cpu.OLD] != HostPte.KSM_RO else Action.NONE
     if done == Action.KSM_REPLACE:
         return Action.NONE
     pmd = host_state(m, page)
@@ -189,7 +191,7 @@ def next_merge_action(m: Machine, page: int, done: int, committed: int) -> int:
 def on_merge(m: Machine, env: Env, actor: int) -> bool:
     """try_to_merge_one_page(): its pairs, one after the other."""
     c = m.cpu[actor]
-    action = next_merge_action(m, c[Cpu.PAGE], c[Cpu.ACTION], c[Cpu.COMMITTED])
+    action = next_merge_action(m, actor)
     if action == Action.NONE:
         return rest_ksmd(m, env, actor)
     if action != Action.KSM_REPLACE:
@@ -209,6 +211,7 @@ def protect_page(m: Machine, actor: int) -> bool:
         return False
     if is_stable_page(m):
         set_merged(m, page)
+        c[Cpu.OLD] = HostPte.KSM_RO  # there is nothing to replace
         return True
     if c[Cpu.OLD] == HostPte.ANON_RW:
         set_host_pte(m, page, HostPte.ANON_EX)

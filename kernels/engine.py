@@ -280,10 +280,9 @@ def learn_page_table(lab: Machine, m: Machine, env: Env, table: PageTable) -> No
     table.latency[:] = -1
     for host in range(HostPte.SHM_BUSY):
         for leaf in range(SPTES):
-            if possible_state(host, leaf):
-                for write in range(2):
-                    if is_local(m, env, host, leaf, write):
-                        learn_class(lab, m, env, table, host | (leaf << SPTE_SHIFT), write)
+            for write in range(2):
+                if possible_state(host, leaf) and is_local(m, env, host, leaf, write):
+                    learn_class(lab, m, env, table, host | (leaf << SPTE_SHIFT), write)
 
 
 @jit

@@ -199,6 +199,9 @@ class Store:
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         parts = [self._read_part(path, schema.names) for path in self.paths(table)]
+        if parts:  # a dataset of an older version has fewer columns: those it has
+            had = set(parts[0].column_names)
+            schema = pa.schema([field for field in schema if field.name in had], metadata=schema.metadata)
         return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
 
     def failures(self) -> pa.Table:
