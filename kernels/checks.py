@@ -22,6 +22,7 @@ from kernels.steps import (
     Touch,
     WorkloadError,
     check_touch,
+    op_of,
 )
 
 MAX_IDLE_NS = 10**15
@@ -194,5 +195,5 @@ def check_steps(
     """Raises WorkloadError."""
     faults = step_faults(steps, behaviour, mmu, kernel, traits, geometry)
     if faults:
-        named = (f"{type(steps[number]).__name__.lower()} (step {number}): {text}" for number, text in faults)
+        named = (f"{op_of(steps[number])} (step {number}): {text}" for number, text in faults)
         raise WorkloadError("; ".join(named))

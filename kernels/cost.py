@@ -114,7 +114,7 @@ DEFAULT_COSTS: Mapping[Cost, int] = {
     Cost.FILE_MAP_NS: 800,
     Cost.COPY_2M_NS: 250000,
     Cost.FORK_NS: 200000,
-    Cost.FORK_PTE_NS: 20,
+    Cost.FORK_PTE_NS: 25,
     Cost.MADVISE_NS: 1000,
     Cost.ZAP_PTE_NS: 50,
     Cost.SCAN_PTE_NS: 10,

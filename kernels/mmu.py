@@ -255,12 +255,12 @@ def install(m: Machine, env: Env, actor: int) -> tuple[int, int]:
     new = old
     if not stays(env, old, c[Cpu.WRITE], c[Cpu.KIND] == Actor.PREFAULT):
         new = np.int64(rewritten(env, old, c[Cpu.MAP_WRITABLE]))
+        mark_logged(m, new)
     if new == old:
         return np.int64(Outcome.SPURIOUS), flushes
     if old == Spte.RW and new == Spte.RW_CLEAN and env.setup[Setup.MMU] != Mmu.TDP:
         flushes += 1  # mmu_spte_update(): a Dirty bit went
     set_leaf(m, page, order, new)
-    mark_logged(m, new)
     count_leaves(m, order, 1 if old == Spte.N else 0)
     if order == FOUR_K and env.setup[Setup.MMU] != Mmu.TDP and m.vm[Vm.IN_PROGRESS] == 0 and not m.vm[Vm.LOGGING]:
         prefetch_neighbours(m, env, page)

@@ -19,7 +19,9 @@ from kernels.spec import (
     Counter,
     Cpu,
     HostPmd,
+    Mmu,
     Phase,
+    Setup,
     Vm,
 )
 from kernels.state import Env, Machine, host_pte, host_region, in_guest, slot_end
@@ -205,7 +207,8 @@ def on_change(m: Machine, env: Env, actor: int) -> bool:
 def on_change_held(m: Machine, env: Env, actor: int) -> bool:
     """set_spte_gfn() finds nothing: start zapped it. Patch 2 makes an SPTE, for a vCPU's own CoW only."""
     kind = m.cpu[actor, Cpu.KIND]
-    if env.policy[Behaviour.CHANGE_PTE_PREFETCH] and (kind == Actor.GUEST or kind == Actor.PREFAULT):
+    prefetches = env.policy[Behaviour.CHANGE_PTE_PREFETCH] and env.setup[Setup.MMU] == Mmu.TDP
+    if prefetches and (kind == Actor.GUEST or kind == Actor.PREFAULT):
         prefetch_4k(m, m.cpu[actor, Cpu.PAGE])
     return hold(m, env, actor, NOTHING, Phase.CHANGE_DONE)
 

@@ -9,14 +9,13 @@ from itertools import cycle
 
 from kernels.cost import Cost
 from kernels.reference_calls import can_merge, copy_into_thp, has_twin
-from kernels.reference_host import SPLIT_FOLIO, WHOLE
+from kernels.reference_host import PARTS, SPLIT_FOLIO, WHOLE
 from kernels.reference_kvm import Kvm
 from kernels.reference_tasks import Kernel, Path, Rest, Take, Task, Wait
 from kernels.spec import MAX_PTES_SHARED, PMD_PAGES, Actor, HostPmd, HostPte
 from kernels.steps import Khugepaged, Ksm
 
 NS_PER_MS = 1_000_000
-PARTS = (HostPte.ANON_TRW, HostPte.ANON_TSH)  # of a THP's folio
 
 
 def start_daemons(vm: Kvm, khuge: Khugepaged | None, ksm: Ksm | None) -> None:
@@ -53,6 +52,7 @@ def khugepaged(vm: Kvm, settings: Khugepaged, task: Task) -> Iterator[Wait]:
 
 
 def can_collapse(vm: Kvm, settings: Khugepaged, region: int) -> bool:
+    """hpage_collapse_scan_pmd() with the limits of sysfs."""
     return vm.host.can_collapse(region, settings.max_ptes_none, MAX_PTES_SHARED)
 
 

@@ -17,6 +17,7 @@ LEAVES = (HostPmd.HZ_RO, HostPmd.SHM_THP, *THP, *HUGETLB)
 WRITABLE_LEAVES = (HostPmd.THP_RW, HostPmd.HUGE_RW, HostPmd.SHM_THP)
 ANON = (HostPte.ANON_RW, HostPte.ANON_TRW, HostPte.ANON_EX, HostPte.ANON_SH, HostPte.ANON_TSH)
 WHOLE = (HostPte.ANON_RW, HostPte.ANON_EX, HostPte.ANON_SH)  # pages with a folio of their own
+PARTS = (HostPte.ANON_TRW, HostPte.ANON_TSH)  # pages of a THP's folio
 SHARED = (HostPte.ANON_SH, HostPte.ANON_TSH)  # with the child, if it lives
 IN_RSS = (*ANON, HostPte.KSM_RO, HostPte.FILE_RO)
 ABSENT = (HostPte.NONE, HostPte.CACHED, HostPte.SHM_BUSY)
@@ -64,6 +65,7 @@ class Host:
         return self.ptes[region].get(page, HostPte.NONE) if self.pmd(region) == HostPmd.TBL else HostPte.NONE
 
     def set_pmd(self, region: int, new: HostPmd) -> None:
+        """Entries below stay: those of a page table that is being collapsed are copied later."""
         thps = (new in THP) - (self.pmd(region) in THP)
         self.rss += thps * PMD_BYTES
         self.anon_huge += thps * PMD_BYTES
@@ -117,6 +119,16 @@ class Host:
         self.free_page(self.pte(page))
         self.set_pte(page, HostPte.ANON_RW)
         self.held += PAGE_BYTES
+
+    def reused_as(self, page: int) -> HostPte | None:
+        """wp_can_reuse_anon_folio(): what a write makes of a read-only page that nobody shares. None: it is copied."""
+        pte = self.pte(page)
+        if pte == HostPte.ANON_EX:
+            return HostPte.ANON_RW
+        if pte != HostPte.ANON_TSH or self.child or not self.config.behaviour[Behaviour.LAST_SUBPAGE_REUSE]:
+            return None
+        parts = sum(part in PARTS for part in self.ptes[self.region(page)].values())
+        return HostPte.ANON_TRW if parts == 1 else None  # the folio's reference count
 
     # ---- Splits ------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,7 @@ class PrimaryMmu(MmuNotifier):
     def handle_pte_fault(self, task: Task, page: int, write: bool) -> Path[bool]:
         """handle_pte_fault(), below a page table that is allocated first."""
         self.host.set_pmd(self.host.region(page), HostPmd.TBL)  # __pte_alloc()
+        reused = self.host.reused_as(page)
         match self.host.pte(page):
             case HostPte.SHM_BUSY:
                 return (yield from self.sleep_on(page))
@@ -93,8 +94,8 @@ class PrimaryMmu(MmuNotifier):
                 yield from self.do_anonymous_page(page, write)
             case HostPte.NONE | HostPte.CACHED:
                 yield from self.do_fault(task, page, write)
-            case HostPte.ANON_EX:
-                yield from self.wp_page_reuse(page)
+            case _ if reused is not None:
+                yield from self.wp_page_reuse(page, reused)
             case _:
                 yield from self.wp_page_copy(task, page)
         return False
@@ -138,15 +139,18 @@ class PrimaryMmu(MmuNotifier):
             self.host.map_around(page)
 
     def finish_fault(self, page: int, cow: bool) -> None:
+        """What is in the page cache gets mapped, or a copy of it."""
         if cow:
             self.host.new_page(page)
         else:
             self.host.set_pte(page, HostPte.SHM_RW if self.config.shared else HostPte.FILE_RO)
 
-    def wp_page_reuse(self, page: int) -> Path[None]:
+    def wp_page_reuse(self, page: int, new: HostPte) -> Path[None]:
+        """The page is ours alone."""
+        old = self.host.pte(page)
         yield Kernel(self.costs[Cost.REUSE_NS])
-        if self.host.pte(page) == HostPte.ANON_EX:
-            self.host.set_pte(page, HostPte.ANON_RW)
+        if self.host.pte(page) == old:
+            self.host.set_pte(page, new)
             self.count["cow_reuse"] += 1
 
     def wp_page_copy(self, task: Task, page: int) -> Path[None]:

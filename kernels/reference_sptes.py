@@ -104,6 +104,7 @@ class Sptes:
         return self.zap_below(0, start, end)
 
     def zap_below(self, depth: int, start: int, end: int) -> bool:
+        """The same, from the entries of order `orders[depth]` down."""
         order, zapped = self.orders[depth], False
         for index in range(start >> order, (end - 1 >> order) + 1):
             first = index << order

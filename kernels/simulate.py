@@ -38,7 +38,7 @@ from kernels.spec import (
     Vm,
 )
 from kernels.state import Env, Geometry, Int64s, Machine, bucket_top, geometry_of, new_machine
-from kernels.steps import Khugepaged, Ksm, Populate, PreFault, Step, Touch, TouchList
+from kernels.steps import Khugepaged, Ksm, Populate, PreFault, Step, Touch, TouchList, op_of
 from kernels.workload import Accesses, accesses_of, fraction_cut, stream_of
 
 PERCENTILES: Mapping[str, tuple[int, int]] = {
@@ -108,12 +108,6 @@ def actors_of(steps: Sequence[tuple[Step, int]], vcpus: int) -> int:
     return max([vcpus] + [step.threads for step, _ in steps if isinstance(step, Populate)])
 
 
-def step_name(step: Step) -> str:
-    """The op of a study file: TouchList -> touch_list, DontNeed -> dontneed."""
-    name = type(step).__name__.replace("DontNeed", "Dontneed")
-    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
-
-
 @lru_cache(maxsize=1)
 def _lab() -> tuple[Machine, PageTable]:
     return new_machine(Geometry(PMD_PAGES, 0, PMD_ORDER), 1), new_page_table()
@@ -136,7 +130,7 @@ def run_step(m: Machine, env: Env, budget: int) -> int:
 
 def _result(step: Step, m: Machine, ns: int) -> StepResult:
     return StepResult(
-        op=step_name(step),
+        op=op_of(step),
         guest=isinstance(step, Touch | TouchList),
         ns=ns,
         counters={c.name.lower(): int(m.counters[c]) for c in Counter},

@@ -145,6 +145,12 @@ class Ksm:
 Step = Touch | TouchList | Populate | PreFault | VmmCow | HostTouch | Idle | Fork | ChildExit | DirtyLog | DontNeed | Collapse | KsmMerge
 
 
+def op_of(step: Step) -> str:
+    """The op of a study file: TouchList -> touch_list, DontNeed -> dontneed."""
+    name = type(step).__name__.replace("DontNeed", "Dontneed")
+    return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+
 def check_touch(step: Touch) -> Sequence[str]:
     """What is wrong with a touch step's numbers, one line each; empty if nothing is."""
     rules = (

@@ -34,7 +34,7 @@ def _number(value: object) -> float:
 def _chance(value: float) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{value}: 0 ... 1 is needed")
-    return value
+    return value + 0.0  # -0.0 is 0.0
 
 
 def _shift(size: int) -> int:
@@ -179,7 +179,7 @@ class Point(BaseModel):
         return {COLUMN_OF.get(key, key): values[key] for key in PARAMETERS}
 
 
-DAEMONS = ("khugepaged", "ksm")
+DAEMONS: Mapping[str, type[_Daemon]] = {"khugepaged": KhugepagedSettings, "ksm": KsmSettings}
 CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False}
 COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_bytes", "guest_page": "guest_page_bytes"}
 PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)

@@ -13,7 +13,7 @@ from sweep.configs import CostFile, Workload, digest_of, load_costs, load_worklo
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
 from sweep.locate import Location, Source, where_is
-from sweep.parameters import ALLOWED_VALUES, CHECKS, NAME_PATTERN, PARAMETERS, Point
+from sweep.parameters import ALLOWED_VALUES, CHECKS, DAEMONS, NAME_PATTERN, PARAMETERS, Point
 from sweep.steps import check_steps
 from sweep.where import Where, WhereError
 
@@ -127,8 +127,11 @@ class _Reader:
         try:
             return FIELD_ADAPTERS[name].validate_python(value)
         except ValidationError as error:
-            fault = pydantic_fault(self.sources, location, {**error.errors()[0], "loc": ()}, PARAMETERS)
-            self.faults.append(Fault(self.where(location), fault.field, fault.text))
+            for detail in error.errors() if name in DAEMONS else error.errors()[:1]:
+                inner = [part for part in detail["loc"][-1:] if name in DAEMONS and "function-" not in str(part)]
+                known = DAEMONS[name].model_fields if name in DAEMONS else PARAMETERS
+                fault = pydantic_fault(self.sources, location, {**detail, "loc": tuple(inner)}, known)
+                self.faults.append(Fault(self.where(location), fault.field, fault.text))
             return None
 
     def parameters(self, location: Location, value: Any) -> dict[str, Any]:
@@ -476,9 +479,10 @@ def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Loca
     empty = True
     for point in kept_points(block):
         empty = False
-        for text in (check(point) for check in CHECKS):
-            if text:
-                found[((), f"{text}; change the value, or leave such points out with where")] = None
+        faults = [text for check in CHECKS if (text := check(point))]
+        if faults:
+            found |= {((), f"{text}; change the value, or leave such points out with where"): None for text in faults}
+            continue
         key = tuple(getattr(point, name) for name in STEP_PARAMETERS)
         if key in seen or point.workload not in workloads:
             continue

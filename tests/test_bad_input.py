@@ -135,7 +135,7 @@ MEMORY_WORDS = ("KiB", "MiB", "GiB")
         ("thp_enabled = 'sometimes'", "thp_enabled", ["'sometimes'", "always", "madvise", "never"]),
         ("thp_enabled = true", "thp_enabled", ["True", "madvise"]),
         ("backing = 'anonymous_hugetlb_3mb'", "backing", ["anonymous_hugetlb_3mb", "anonymous_hugetlb_2mb"]),
-        ("mmu = 'legacy'", "mmu", ["'legacy'", "tdp"]),
+        ("mmu = 'nested'", "mmu", ["nested", "tdp", "legacy", "shadow"]),
         ("vcpus = 0", "vcpus", ["0", "1"]),
         ("vcpus = -1", "vcpus", ["-1", "1"]),
         ("vcpus = 1.5", "vcpus", ["1.5", "integer"]),
@@ -159,16 +159,21 @@ MEMORY_WORDS = ("KiB", "MiB", "GiB")
         ("use_zero_page = 1", "use_zero_page", ["1", "boolean"]),
         ("use_zero_page = 'true'", "use_zero_page", ["'true'", "boolean"]),
         ("nx_huge_pages = 0", "nx_huge_pages", ["0", "boolean"]),
-        ("nx_huge_pages = true", "nx_huge_pages", ["True", "false"]),
         ("eager_page_split = 0", "eager_page_split", ["0", "boolean"]),
-        ("khugepaged = { pages_to_scan = 1 }", "khugepaged", ["pages_to_scan", "false"]),
-        ("thp_failure = 0.5", "thp_failure", ["0.5", "0"]),
+        ("khugepaged = { pages_to_scan = 0 }", "khugepaged", ["pages_to_scan"]),
+        ("khugepaged = { pages_to_scam = 1 }", "khugepaged", ["pages_to_scam"]),
+        ("khugepaged = true", "khugepaged", ["True", "false", "table"]),
+        ("khugepaged = { max_ptes_none = 512 }", "khugepaged", ["max_ptes_none", "511"]),
+        ("ksm = { fraction = 1.5 }", "ksm", ["fraction", "1.5"]),
+        ("thp_failure = 1.5", "thp_failure", ["1.5", "0 ... 1"]),
+        ("thp_failure = -0.1", "thp_failure", ["-0.1", "0 ... 1"]),
         ("thp_failure = nan", "thp_failure", ["nan"]),
         ("thp_failure = inf", "thp_failure", ["inf"]),
         ("thp_failure = 1e400", "thp_failure", ["inf"]),
-        ("offset = '4KiB'", "offset", ["'4KiB'", "0"]),
+        ("offset = '4KB'", "offset", ["'4KB'", "KiB"]),
+        ("offset = '17TiB'", "offset", ["17TiB", "16TiB"]),
         ("offset = -1", "offset", ["-1"]),
-        ("guest_page = '4KiB'", "guest_page", ["'4KiB'", "2MiB"]),
+        ("guest_page = '8KiB'", "guest_page", ["8KiB", "4KiB", "2MiB"]),
         ("prealloc = 'pre_fault+populate'", "prealloc", ["populate+pre_fault"]),
         ("prealloc_threads = 0", "prealloc_threads", ["0", "1"]),
         ("workload = 'read_then_writ'", "workload", ["read_then_writ", "did you mean 'read_then_write'"]),
@@ -185,7 +190,7 @@ MEMORY_WORDS = ("KiB", "MiB", "GiB")
         ("khugepaged = 0", "khugepaged", ["0", "false"]),
         ("kernel = '6.25'", "kernel", ["6.25", "did you mean", "6.19"]),
         ("vcpus = 0", "vcpus", ["1", "4096"]),
-        ("backing = 'anonymous_hugetlb_1gb'", "backing", ["anonymous_hugetlb_1gb", "this version"]),
+        ("backing = 'anonymous_hugetlb_3mb'", "backing", ["anonymous_hugetlb_2mb", "anonymous_hugetlb_1gb"]),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else None,
 )
@@ -246,6 +251,9 @@ def test_gib_and_gb_are_both_legal_and_differ(tmp_path: Path) -> None:
         ("kernel = '6.12'\npolicy = 'change_pte_prefetch'", ["change_pte_prefetch", "6.12", "6.10"]),
         ("kernel = '6.12'\npolicy = 'no_change_pte'", ["no_change_pte", "6.12"]),
         ("kernel = '6.5'\nprealloc = 'pre_fault'", ["pre_fault", "6.5", "6.11"]),
+        ("mmu = 'shadow'\nprealloc = 'pre_fault'", ["pre_fault", "EPT", "shadow"]),
+        ("mmu = 'legacy'\nkernel = '6.5'\npolicy = 'change_pte_prefetch'", ["change_pte_prefetch", "TDP MMU", "legacy"]),
+        ("memory = '1536MiB'\nbacking = 'anonymous_hugetlb_1gb'", ["1536MiB", "1GiB"]),
         ("backing = 'anonymous_thp'\nuse_zero_page = false\npolicy = 'huge_zero_thp'", ["use_zero_page", "huge_zero_thp"]),
     ],
 )
@@ -710,7 +718,15 @@ def test_the_block_whose_where_keeps_nothing_is_named(tmp_path: Path) -> None:
         ("{ op = 'touch', at = '8KiB' }", "", ["at", "every"]),
         ("{ op = 'touch_list', path = 'bad.csv' }", "", ["bad.csv", "gfn"]),
         ("{ op = 'touch_list', path = 'far.csv' }", "", ["far.csv", "99999", "511"]),
-        ("{ op = 'fork' }", "", ["fork", "this version"]),
+        ("{ op = 'forc' }", "", ["forc", "did you mean 'fork'"]),
+        ("{ op = 'fork', x = 1 }", ".x", ["unknown"]),
+        ("{ op = 'dirty_log', state = 'off_' }", ".state", ["'on'", "'off'", "'get'"]),
+        ("{ op = 'dontneed', size = '4KiB' }", "", ["every"]),
+        ("{ op = 'dontneed', range = [1.0, 0.5] }", "", ["range"]),
+        ("{ op = 'ksm_merge', fraction = 1.1 }", ".fraction", ["1.1"]),
+        ("{ op = 'idle', ns = -1 }", ".ns", ["-1"]),
+        ("{ op = 'host_touch', access = 'mixed' }", ".access", ["'write'", "'read'"]),
+        ("{ op = 'host_touch', every = 0 }", ".every", ["1"]),
         ("{ op = 'touch', theta = 0.5 }", "", ["theta", "zipf"]),
         ("{ op = 'touch', stride = 2 }", "", ["stride", "strided"]),
     ],
@@ -736,6 +752,30 @@ def test_a_workload_without_steps_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_pre_fault_step_on_a_kernel_without_it_is_refused(tmp_path: Path) -> None:
     text = STEPS.replace("memory", "kernel = '6.5'\nmemory", 1) + "steps = [{ op = 'pre_fault' }]\n"
     assert "6.11" in refused(write(tmp_path, text))[0]
+
+
+@pytest.mark.parametrize(
+    ("point", "steps", "words"),
+    [
+        ("backing = 'anonymous_thp'", "{ op = 'child_exit' }", ["child_exit", "fork before"]),
+        ("backing = 'anonymous_thp'", "{ op = 'fork' }, { op = 'fork' }", ["fork", "child_exit"]),
+        ("backing = 'anonymous_thp'", "{ op = 'dirty_log', state = 'get' }", ["dirty_log", "on"]),
+        ("backing = 'anonymous'", "{ op = 'collapse' }", ["collapse", "anonymous_thp"]),
+        ("kernel = '6.0'\nbacking = 'anonymous_thp'", "{ op = 'collapse' }", ["collapse", "6.1"]),
+        ("backing = 'shmem'", "{ op = 'ksm_merge' }", ["ksm_merge", "private anonymous"]),
+        ("mmu = 'shadow'", "{ op = 'pre_fault' }", ["pre_fault", "shadow"]),
+        ("backing = 'anonymous_hugetlb_2mb'", "{ op = 'dontneed', every = '2MiB', size = '4KiB' }", ["dontneed", "whole pages"]),
+        ("kernel = '5.17'\nbacking = 'anonymous_hugetlb_2mb'", "{ op = 'dontneed' }", ["dontneed", "5.18"]),
+        ("memory = '4MiB'", "{ op = 'dontneed', every = '8KiB', size = '16KiB' }", ["size", "every"]),
+    ],
+)
+def test_a_step_that_the_host_would_refuse_is_refused(tmp_path: Path, point: str, steps: str, words: list[str]) -> None:
+    text = STEPS.replace("memory", point + "\nmemory", 1) if "memory" not in point else STEPS
+    found = refused(write(tmp_path, text + f"steps = [{steps}]\n"))
+    assert len(found) == 1, found
+    assert "workload.w.steps" in found[0]
+    for word in words:
+        assert word in found[0], found[0]
 
 
 @pytest.mark.parametrize(

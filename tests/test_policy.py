@@ -38,19 +38,32 @@ def test_regimes_are_in_order_and_the_first_is_complete() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "first_with", "before", "after"),
     [
-        (Behaviour.REWRITE_DROPS_DIRTY, "5.16", 0, 1),
         (Behaviour.HUGETLB_PGFAULT, "6.6", 0, 1),
         (Behaviour.STALE_PRECHECK, "6.8", 0, 1),
         (Behaviour.CHANGE_PTE, "6.10", 1, 0),
         (Behaviour.PRE_FAULT_MEMORY, "6.11", 0, 1),
         (Behaviour.HUGE_ZERO_WRITE_THP, "6.13", 0, 1),
         (Behaviour.DUPLICATE_IS_SPURIOUS, "6.13", 0, 1),
+        (Behaviour.RECOVER_HUGE_SPTE, "6.13", 0, 1),
+        (Behaviour.EAGER_SPLIT, "5.18", 0, 1),
+        (Behaviour.HUGETLB_DONTNEED, "5.18", 0, 1),
+        (Behaviour.COLLAPSE, "6.1", 0, 1),
+        (Behaviour.SPLIT_HUGE_SPTE, "6.2", 0, 1),
+        (Behaviour.NX_MARKED_TABLES, "6.2", 0, 1),
+        (Behaviour.HUGETLB_ZAP_TWICE, "6.2", 1, 0),
+        (Behaviour.LAST_SUBPAGE_REUSE, "6.7", 1, 0),
+        (Behaviour.RECLAIM_PAGE_TABLES, "6.14", 0, 1),
+        (Behaviour.SUBPAGE_REUSE, "6.15", 0, 1),
     ],
 )
 def test_a_behaviour_changes_in_one_release_and_stays(behaviour: Behaviour, first_with: str, before: int, after: int) -> None:
     values = [regime(kernel)[behaviour] for kernel in ALL]
     turn = ALL.index(first_with)
     assert values == [before] * turn + [after] * (len(ALL) - turn)
+
+
+def test_the_dirty_bit_is_dropped_between_two_releases() -> None:
+    assert [k for k in ALL if regime(k)[Behaviour.REWRITE_DROPS_DIRTY]] == ALL[ALL.index("5.16") : ALL.index("6.13")]
 
 
 def test_proposals_are_off_on_every_mainline_kernel() -> None:

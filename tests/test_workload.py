@@ -101,7 +101,7 @@ def test_errors_name_the_field_and_the_cure() -> None:
         simulate(memory=5000, steps=[])
     with pytest.raises(PointError, match="known: anonymous"):
         simulate(backing="thp", steps=[])
-    with pytest.raises(PointError, match=r"6\.11 is the first"):
+    with pytest.raises(WorkloadError, match=r"6\.11 is the first"):
         simulate(kernel="6.10", prealloc="pre_fault", steps=[])
     with pytest.raises(BudgetError, match="max_events"):
         simulate(memory=MIB2, vcpus=2, steps=[Touch()], max_events=100)
