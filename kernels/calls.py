@@ -208,8 +208,8 @@ def dontneed(m: Machine, env: Env) -> int:
 
 
 @jit
-def can_collapse(m: Machine, region: int, max_none: int, max_shared: int) -> bool:
-    """hpage_collapse_scan_pmd(): a table with enough pages of its own and at least one writable."""
+def can_collapse(m: Machine, env: Env, region: int, max_none: int, max_shared: int) -> bool:
+    """hpage_collapse_scan_pmd(): a table with enough pages of its own and at least one that is writable, or there."""
     if m.host_pmd[region] != HostPmd.TBL:
         return False
     none, shared, writable = 0, 0, 0
@@ -218,7 +218,8 @@ def can_collapse(m: Machine, region: int, max_none: int, max_shared: int) -> boo
         none += pte == HostPte.NONE or pte == HostPte.Z_RO
         shared += HostPte.ANON_SH <= pte <= HostPte.KSM_RO
         writable += pte == HostPte.ANON_RW or pte == HostPte.ANON_TRW
-    return writable > 0 and none <= max_none and shared <= max_shared
+    enough = writable > 0 or (env.policy[Behaviour.COLLAPSE_READ_ONLY] and none < PMD_PAGES)
+    return enough and none <= max_none and shared <= max_shared
 
 
 @jit
@@ -255,8 +256,13 @@ def collapse(m: Machine, env: Env) -> int:
     for region in range((shift + s[Stream.START_PAGE] + PMD_PAGES - 1) >> PMD_ORDER, (shift + s[Stream.END_PAGE]) >> PMD_ORDER):
         if m.host_pmd[region] == HostPmd.TBL:
             ns += env.costs[Cost.SCAN_PTE_NS] * PMD_PAGES
+        if env.setup[Setup.FILE]:
+            if m.host_pmd[region] == HostPmd.CACHED:
+                m.host_pmd[region] = HostPmd.SHM_THP
+                ns += env.costs[Cost.FILE_MAP_NS]
+            continue
         fails = env.setup[Setup.THP_FAILURE_CUT] > 0 and thp_fails(env, region)
-        if not fails and can_collapse(m, region, NO_LIMIT, NO_LIMIT):
+        if not fails and can_collapse(m, env, region, NO_LIMIT, NO_LIMIT):
             m.counters[Counter.THP_COLLAPSE_ALLOC] += 1
             ns += env.costs[Cost.COLLAPSE_NS] + run_region_pair(m, env, region << PMD_ORDER) + copy_into_thp(m, env, region)
             set_collapsed(m, region)

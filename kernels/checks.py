@@ -171,7 +171,7 @@ class StepChecks:
         if not self.behaviour[Behaviour.COLLAPSE]:
             return f"kernel {self.kernel} has no MADV_COLLAPSE; 6.1 is the first that has it"
         if not self.traits.collapsible:
-            return "MADV_COLLAPSE needs a mapping that may hold THPs: backing anonymous_thp or anonymous_default"
+            return "MADV_COLLAPSE needs a mapping that may hold THPs: backing anonymous_thp, anonymous_default or shmem_thp"
         return part_fault(step.start, step.end)
 
     def ksm_merge(self, step: KsmMerge) -> str:

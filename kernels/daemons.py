@@ -75,7 +75,7 @@ def stop_daemons(m: Machine) -> None:
 
 @jit
 def khugepaged_wants(m: Machine, env: Env, region: int) -> bool:
-    return can_collapse(m, region, env.setup[Setup.KHUGE_MAX_NONE], SHARED_LIMIT)
+    return can_collapse(m, env, region, env.setup[Setup.KHUGE_MAX_NONE], SHARED_LIMIT)
 
 
 @jit

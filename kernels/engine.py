@@ -234,8 +234,8 @@ def learn_class(lab: Machine, m: Machine, env: Env, table: PageTable, state: int
     begin_access(lab, env, LONE)
     if not finish_access(lab, env, LAB_EVENTS):
         return
-    if env.setup[Setup.MMU] != Mmu.TDP and lab.counters[Counter.PF_TAKEN] > 0:
-        return  # the neighbours count
+    if env.setup[Setup.MMU] != Mmu.TDP and lab.counters[Counter.GUP_FAST] + lab.counters[Counter.GUP_SLOW] > 0:
+        return  # prefetch looks at the neighbours
     table.known[k] = 1
     table.after[k] = lab.pte[0]
     for i in range(len(lab.counters)):

@@ -62,7 +62,9 @@ class Behaviour(IntEnum):
     LAST_SUBPAGE_REUSE = 17
     """Before that: the last part of a THP that is still mapped is reused, its reference count being 1. Seen on 6.1, gone in 6.12;
     taken to end with the rework of 00fd05922d12 (6.7)."""
-    RECLAIM_PAGE_TABLES = 18
+    COLLAPSE_READ_ONLY = 18
+    """Collapse needs a page that is there; before, one that is writable. Seen on 6.18, not on 6.12; taken to begin with 6.18."""
+    RECLAIM_PAGE_TABLES = 19
     """MADV_DONTNEED over a whole region frees its empty page table: 6375e95f381e (6.14)."""
 
 
@@ -113,6 +115,7 @@ REGIMES: tuple[Regime, ...] = (
     ),
     Regime(Version(6, 14), {Behaviour.RECLAIM_PAGE_TABLES: 1}),
     Regime(Version(6, 15), {Behaviour.SUBPAGE_REUSE: 1}),
+    Regime(Version(6, 18), {Behaviour.COLLAPSE_READ_ONLY: 1}),
 )
 
 

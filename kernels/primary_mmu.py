@@ -61,7 +61,7 @@ def traits_of(backing: Backing, thp_enabled: ThpEnabled) -> Traits:
         Backing.SHARED_HUGETLB_2MB: Traits(hugetlb=True, shared=True),
         Backing.SHARED_HUGETLB_1GB: Traits(hugetlb=True, gigantic=True, shared=True),
         Backing.SHMEM: Traits(shared=True, file=True),
-        Backing.SHMEM_THP: Traits(thp=True, shared=True, file=True),
+        Backing.SHMEM_THP: Traits(thp=True, collapsible=True, shared=True, file=True),
         Backing.PRIVATE_MEMFD: Traits(file=True),
     }
     return table[backing]

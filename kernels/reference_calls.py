@@ -127,10 +127,18 @@ def collapse(vm: Kvm, step: Collapse) -> int:
     """MADV_COLLAPSE: madvise_collapse(), hpage_collapse_scan_pmd(), collapse_huge_page()."""
     part, ns = part_of(vm, step.start, step.end), vm.costs[Cost.MADVISE_NS]
     for region in range(vm.config.regions):
-        if not covers(part, vm.host.span(region)) or vm.host.pmd(region) != HostPmd.TBL:
+        if not covers(part, vm.host.span(region)):
+            continue
+        if not vm.config.anonymous and vm.host.pmd(region) == HostPmd.CACHED:  # collapse_pte_mapped_thp(): the huge page is mapped again
+            vm.host.set_pmd(region, HostPmd.SHM_THP)
+            ns += vm.costs[Cost.FILE_MAP_NS]
+        if vm.host.pmd(region) != HostPmd.TBL:
             continue
         ns += PMD_PAGES * vm.costs[Cost.SCAN_PTE_NS]
-        if vm.host.can_collapse(region, PMD_PAGES, PMD_PAGES) and not vm.no_huge_page(region):
+        if not vm.config.anonymous:
+            continue
+        read_only = bool(vm.behaviour[Behaviour.COLLAPSE_READ_ONLY])
+        if vm.host.can_collapse(region, PMD_PAGES, PMD_PAGES, read_only) and not vm.no_huge_page(region):
             vm.count["thp_collapse_alloc"] += 1
             ns += vm.costs[Cost.COLLAPSE_NS] + invalidate(vm, vm.host.span(region)) + copy_into_thp(vm, region)
             vm.host.collapse(region)

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import cycle
 
 from kernels.cost import Cost
+from kernels.policy import Behaviour
 from kernels.reference_calls import can_merge, copy_into_thp, has_twin
 from kernels.reference_host import PARTS, SPLIT_FOLIO, WHOLE
 from kernels.reference_kvm import Kvm
@@ -53,7 +54,8 @@ def khugepaged(vm: Kvm, settings: Khugepaged, task: Task) -> Iterator[Wait]:
 
 def can_collapse(vm: Kvm, settings: Khugepaged, region: int) -> bool:
     """hpage_collapse_scan_pmd() with the limits of sysfs."""
-    return vm.host.can_collapse(region, settings.max_ptes_none, MAX_PTES_SHARED)
+    read_only = bool(vm.behaviour[Behaviour.COLLAPSE_READ_ONLY])
+    return vm.host.can_collapse(region, settings.max_ptes_none, MAX_PTES_SHARED, read_only)
 
 
 def collapse_huge_page(vm: Kvm, settings: Khugepaged, task: Task, region: int) -> Path[None]:

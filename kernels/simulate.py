@@ -211,7 +211,7 @@ def setup_row(
     row[Setup.THP], row[Setup.COLLAPSIBLE] = traits.thp, traits.collapsible
     row[Setup.HUGETLB], row[Setup.SHARED], row[Setup.FILE] = traits.hugetlb, traits.shared, traits.file
     row[Setup.THP_FAILURE_CUT] = cut(thp_failure)
-    if khugepaged and traits.thp and traits.collapsible:
+    if khugepaged and traits.thp and traits.collapsible and not traits.file:
         row[Setup.KHUGEPAGED] = 1
         row[Setup.KHUGE_PAGES] = khugepaged.pages_to_scan
         row[Setup.KHUGE_SLEEP_NS] = khugepaged.scan_sleep_ms * NS_PER_MS
