@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup run test check bench verify clean
+.PHONY: setup run test check bench verify mutants clean
 
 setup: $(STAMP)
 
@@ -32,7 +32,10 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.run
 
 verify: $(STAMP)
-	FAULTSWEEP_EXAMPLES=20000 $(BIN)/python -m pytest tests/test_differential.py
+	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest tests/test_differential.py
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutation.run
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ Names are those of the contract; sizes are bytes inside the program and written 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
 from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Prealloc
@@ -54,10 +54,6 @@ class _Daemon(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def column(self) -> str:
-        """The settings as one text, for a result's column."""
-        return ",".join(f"{key}={value}" for key, value in self.model_dump().items())
-
 
 class KhugepagedSettings(_Daemon):
     """/sys/kernel/mm/transparent_hugepage/khugepaged."""
@@ -77,11 +73,29 @@ class KsmSettings(_Daemon):
 
 def _table_or_false(value: object) -> object:
     """A daemon is off (false) or has a table of settings."""
-    if value is False or isinstance(value, dict | _Daemon):
+    if value is False or isinstance(value, dict):
         return None if value is False else value
     raise ValueError(f"{value!r}: false or a table of settings is needed")
 
 
+def _plain(value: _Daemon | None) -> object:
+    """A checked daemon as what TOML and JSON can hold: false, or a table with all its settings."""
+    return value.model_dump() if value else False
+
+
+DAEMONS: Mapping[str, type[_Daemon]] = {"khugepaged": KhugepagedSettings, "ksm": KsmSettings}
+
+
+def _adapter(kind: type[_Daemon]) -> TypeAdapter[Any]:
+    checked: Any = Annotated[kind | None, BeforeValidator(_table_or_false), AfterValidator(_plain)]
+    return TypeAdapter(checked)
+
+
+DAEMON_ADAPTERS: Mapping[str, TypeAdapter[Any]] = {name: _adapter(kind) for name, kind in DAEMONS.items()}
+
+
+Khugepaged = Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["khugepaged"].validate_python)]
+Ksm = Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python)]
 Memory = Annotated[Size, AfterValidator(_page_multiple)]
 
 
@@ -140,8 +154,8 @@ class Point(BaseModel):
     )
     nx_huge_pages: Annotated[bool, Field(strict=True)] = Field(False, description="iTLB multihit mitigation")
     eager_page_split: Annotated[bool, Field(strict=True)] = Field(True, description="TDP MMU: huge SPTEs are split when logging begins")
-    khugepaged: Annotated[KhugepagedSettings | None, BeforeValidator(_table_or_false)] = Field(
-        None, description="khugepaged: false, or its settings"
+    khugepaged: Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["khugepaged"].validate_python)] = Field(
+        False, description="khugepaged: false, or its settings"
     )
     prealloc: Literal["none", "populate", "pre_fault", "populate+pre_fault"] = Field(
         "none", description="what the VMM does before the guest starts"
@@ -151,7 +165,9 @@ class Point(BaseModel):
     costs: Annotated[str, Field(min_length=1, max_length=200)] = Field("default", description="cost file, or NAME@parameter=low|high")
     cores: Count | None = Field(None, description="host cores; this version: as many as vcpus")
     pml: Annotated[bool, Field(strict=True)] = Field(False, description="dirty logging by page-modification log (Intel)")
-    ksm: Annotated[KsmSettings | None, BeforeValidator(_table_or_false)] = Field(None, description="KSM's daemon: false, or its settings")
+    ksm: Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python)] = Field(
+        False, description="KSM's daemon: false, or its settings"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Point":
@@ -166,20 +182,17 @@ class Point(BaseModel):
         Parameters that came later are left out where they have their default, so that older points keep their identity."""
         values = self.model_dump()
         values["cores"] = self.vcpus if self.cores is None else self.cores
-        for name in DAEMONS:
-            values[name] = values[name] or False
         return {name: value for name, value in values.items() if name not in CAME_LATER or value != CAME_LATER[name]}
 
     def columns(self) -> dict[str, Any]:
         """The same under the names of the result's columns."""
         values = dict(CAME_LATER) | self.canonical()
-        for name in DAEMONS:
-            daemon = getattr(self, name)
-            values[name] = daemon.column() if daemon else "false"
+        for name, kind in DAEMONS.items():
+            settings = values[name]
+            values[name] = ",".join(f"{key}={settings[key]}" for key in kind.model_fields) if settings else "false"
         return {COLUMN_OF.get(key, key): values[key] for key in PARAMETERS}
 
 
-DAEMONS: Mapping[str, type[_Daemon]] = {"khugepaged": KhugepagedSettings, "ksm": KsmSettings}
 CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False}
 COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_bytes", "guest_page": "guest_page_bytes"}
 PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)

@@ -40,7 +40,7 @@ def _block_record(block: Block) -> dict[str, Any]:
 
 
 def _workload_record(workload: Workload) -> dict[str, Any]:
-    specs = [spec.model_dump(exclude_defaults=True) | {"op": spec.op} for spec in workload.specs]
+    specs = [spec.model_dump(mode="json", exclude_defaults=True) | {"op": spec.op} for spec in workload.specs]
     return {"steps": specs, "folder": str(workload.folder.resolve()) if any("path" in spec for spec in specs) else "."}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, field_validator, model_validator
 
 from kernels import steps as model
 from kernels.checks import MAX_IDLE_NS, StepChecks
@@ -32,7 +32,7 @@ def _span(size: int) -> int:
     return size
 
 
-Span = Annotated[Size, AfterValidator(_span)]
+Span = Annotated[Size, AfterValidator(_span), PlainSerializer(lambda size: f"{size}B", when_used="json")]
 Part = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -13,7 +13,7 @@ from sweep.configs import CostFile, Workload, digest_of, load_costs, load_worklo
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
 from sweep.locate import Location, Source, where_is
-from sweep.parameters import ALLOWED_VALUES, CHECKS, DAEMONS, NAME_PATTERN, PARAMETERS, Point
+from sweep.parameters import ALLOWED_VALUES, CHECKS, DAEMON_ADAPTERS, DAEMONS, NAME_PATTERN, PARAMETERS, Point
 from sweep.steps import check_steps
 from sweep.where import Where, WhereError
 
@@ -144,7 +144,7 @@ class _Reader:
 
 FIELD_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 for _name, _info in Point.model_fields.items():
-    FIELD_ADAPTERS[_name] = TypeAdapter(_info.rebuild_annotation())
+    FIELD_ADAPTERS[_name] = DAEMON_ADAPTERS.get(_name) or TypeAdapter(_info.rebuild_annotation())
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:

@@ -1,6 +1,7 @@
 """Shared fixtures: small studies, run once per session."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +29,10 @@ def study_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(SMALL_STUDY)
     return path
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests recorded: how many examples ran."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")

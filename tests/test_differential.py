@@ -1,18 +1,19 @@
 """The compiled implementation against the executable specification, figure by figure, over random lives of a VM.
 
 FAULTSWEEP_EXAMPLES sets how many lives the state machine draws (default 2,000, what CI runs); in CI the draw is always
-the same. How many ran is printed at the end, and checked.
+the same. How many ran is printed at the end of the test run, and checked.
 """
 
 import os
 from collections import Counter as Tally
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from kernels import reference
 from kernels.engine import mapped_pages
@@ -229,21 +230,14 @@ class LifeOfAVm(RuleBasedStateMachine):
             ran["steps"] += len(self.steps)
 
 
-class TestLifeOfAVm(LifeOfAVm.TestCase):  # type: ignore[name-defined, misc]
-    settings = settings(
-        max_examples=EXAMPLES,
-        stateful_step_count=8,
-        deadline=None,
-        derandomize="CI" in os.environ,
-        suppress_health_check=CHECKS,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+def test_lives_of_a_vm_are_the_same_in_both(record_property: Callable[[str, object], None]) -> None:
+    """The state machine. conftest.py prints how many lives were compared."""
+    ran.clear()
+    wanted = settings(
+        max_examples=EXAMPLES, stateful_step_count=8, deadline=None, derandomize="CI" in os.environ, suppress_health_check=CHECKS
     )
-
-
-def test_so_many_lives_were_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs after the state machine (pytest keeps a file's order, xdist keeps a file on one worker with --dist loadfile)."""
-    with capsys.disabled():
-        print(f"\ndifferential: {ran['lives']} lives with {ran['steps']} steps compared, {EXAMPLES} asked for")
+    run_state_machine_as_test(LifeOfAVm, settings=wanted)
+    record_property("lives of a VM compared with the reference", f"{ran['lives']} with {ran['steps']} steps ({EXAMPLES} asked for)")
     assert ran["lives"] >= EXAMPLES * 0.9
 
 

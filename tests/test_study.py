@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
+import sweep
 from sweep.errors import StudyError
+from sweep.parameters import Point
 from sweep.plan import Plan
 from sweep.quantity import format_size, human_size, human_time, parse_size
+from sweep.runner import RunOptions
 from sweep.study import load_study
+from sweep.verify import verify
 from sweep.where import Where, WhereError
 
 
@@ -138,3 +142,27 @@ def test_what_is_no_size_is_refused(text: object) -> None:
 def test_figures_for_people() -> None:
     assert [human_size(v) for v in (5, 1536, 3 << 30)] == ["5 B", "1.5 KiB", "3 GiB"]
     assert [human_time(v) for v in (0.0000012, 0.25, 30, 300)] == ["1.2 us", "250 ms", "30 s", "5 min"]
+
+
+def test_daemons_are_axes_columns_and_part_of_the_identity(tmp_path: Path) -> None:
+    """A table of settings, whole or in part, is one value; a dataset verifies after its settings went through study.json."""
+    path = tmp_path / "d.toml"
+    path.write_text(
+        '[study]\nname = "d"\n[point]\nmemory = "4MiB"\nbacking = "anonymous_thp"\nworkload = "w"\n'
+        "[[block]]\ngrid = { khugepaged = [false, { scan_sleep_ms = 1 }], ksm = [false, { sleep_ms = 1, fraction = 0.5 }] }\n"
+        '[workload.w]\nsteps = [{ op = "touch", access = "pairs", every = "8KiB" }, { op = "idle", ns = 3000000 }, { op = "touch" }]\n'
+    )
+    sweep.run(path, tmp_path / "out", RunOptions(executor="inline"))
+    points = sweep.open_dataset(tmp_path / "out").points()
+    assert sorted(points["khugepaged"].unique()) == ["false", "pages_to_scan=4096,scan_sleep_ms=1,max_ptes_none=511"]
+    assert sorted(points["ksm"].unique()) == ["false", "pages_to_scan=100,sleep_ms=1,fraction=0.5"]
+    assert points.groupby("khugepaged")["thp_collapse_alloc"].sum()["false"] == 0
+    assert points["thp_collapse_alloc"].sum() > 0
+    assert verify(tmp_path / "out", recompute=4).wrong == []
+
+
+def test_parameters_that_came_later_do_not_change_older_identities() -> None:
+    plain = Point().canonical()
+    assert "pml" not in plain
+    assert "ksm" not in plain
+    assert Point.model_validate({"pml": True}).canonical()["pml"] is True
