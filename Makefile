@@ -13,6 +13,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo 'compiling the model, once'; $(BIN)/python -c 'from sweep.point import compile_kernels; compile_kernels()'
 	@touch $(STAMP)
 
 run: $(STAMP)

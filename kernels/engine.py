@@ -14,6 +14,7 @@ from kernels.calls import make_call
 from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
 from kernels.fault import begin_access, run_phase
 from kernels.jit import entry, jit
+from kernels.policy import Behaviour
 from kernels.schedule import next_actor, plan_all, plan_event
 from kernels.spec import (
     HOST_MASK,
@@ -267,7 +268,8 @@ def is_local(m: Machine, env: Env, host: int, leaf: int, write: int) -> bool:
     """What the access does concerns this page alone, and does not depend on what was before."""
     if host == HostPte.CACHED or (host == HostPte.NONE and m.vm[Vm.CACHED] and not write):
         return False  # fault-around
-    if (host == HostPte.KSM_RO or host == HostPte.ANON_TSH) and write:
+    copies = write or env.policy[Behaviour.ALWAYS_WRITABLE]
+    if (host == HostPte.KSM_RO or host == HostPte.ANON_TSH) and copies:
         return False  # the last sharer frees the KSM pages; the last part of a THP is not copied
     return not (m.vm[Vm.LOGGING] and env.setup[Setup.PML] and (leaf == Spte.RW_CLEAN or leaf == Spte.N or write))
 

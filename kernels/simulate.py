@@ -208,7 +208,6 @@ def setup_row(
     row[Setup.DIRECT] = not shallow
     for flag, value in flags.items():
         row[flag] = value
-    row[Setup.THP], row[Setup.COLLAPSIBLE] = traits.thp, traits.collapsible
     row[Setup.HUGETLB], row[Setup.SHARED], row[Setup.FILE] = traits.hugetlb, traits.shared, traits.file
     row[Setup.THP_FAILURE_CUT] = cut(thp_failure)
     if khugepaged and traits.thp and traits.collapsible and not traits.file:

@@ -371,16 +371,15 @@ class Vm(IntEnum):
     KSM_MERGES = 24
     MMAP_READERS = 25
     MMAP_WRITER = 26  # MmapLock
-    RUNNING = 27  # actors of the step that are not done
-    KHUGE_TIME = 28  # absolute time of khugepaged's next pass
-    KHUGE_REGION = 29  # where it goes on
-    KHUGE_BUDGET = 30  # pages left in its pass
-    KHUGE_HEADS = 31  # how often the pass has been at the VMA's start
-    KSM_TIME = 32
-    KSM_PAGE = 33
-    KSM_BUDGET = 34
-    CACHED = 35  # some page of the page cache may be there without being mapped
-    DAEMONS = 36  # how many run beside the step's actors
+    KHUGE_TIME = 27  # absolute time of khugepaged's next pass
+    KHUGE_REGION = 28  # where it goes on
+    KHUGE_BUDGET = 29  # pages left in its pass
+    KHUGE_HEADS = 30  # how often the pass has been at the VMA's start
+    KSM_TIME = 31
+    KSM_PAGE = 32
+    KSM_BUDGET = 33
+    CACHED = 34  # some page of the page cache may be there without being mapped
+    DAEMONS = 35  # how many run beside the step's actors
 
 
 class Stream(IntEnum):
@@ -421,21 +420,18 @@ class Setup(IntEnum):
     NX = 4
     EAGER_SPLIT = 5
     PML = 6
-    THP = 7  # a fault on an empty region makes a THP
-    COLLAPSIBLE = 8  # collapse may make one
-    HUGETLB = 9
-    SHARED = 10
-    FILE = 11  # pages live in the page cache, 4K or huge
-    PRIVATE_FILE = 12
-    THP_FAILURE_CUT = 13
-    KHUGEPAGED = 14  # 1: the daemon runs
-    KHUGE_PAGES = 15
-    KHUGE_SLEEP_NS = 16
-    KHUGE_MAX_NONE = 17
-    KSM = 18
-    KSM_PAGES = 19
-    KSM_SLEEP_NS = 20
-    KSM_CUT = 21
+    HUGETLB = 7
+    SHARED = 8
+    FILE = 9  # pages live in the page cache, 4K or huge
+    THP_FAILURE_CUT = 10
+    KHUGEPAGED = 11  # 1: the daemon runs
+    KHUGE_PAGES = 12
+    KHUGE_SLEEP_NS = 13
+    KHUGE_MAX_NONE = 14
+    KSM = 15
+    KSM_PAGES = 16
+    KSM_SLEEP_NS = 17
+    KSM_CUT = 18
 
 
 class Trace(IntEnum):

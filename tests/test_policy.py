@@ -1,5 +1,8 @@
 """The policy table: complete, ordered, one row to add."""
 
+from functools import partial
+from importlib import import_module
+
 import pytest
 
 from kernels.policy import (
@@ -18,6 +21,8 @@ from kernels.policy import (
     policy_row,
     regime,
 )
+from kernels.spec import PMD_BYTES, Access
+from kernels.steps import Touch
 
 ALL = [f"{major}.{minor}" for major, last in LAST_MINOR.items() for minor in range(last + 1) if OLDEST <= Version(major, minor) <= NEWEST]
 
@@ -96,3 +101,16 @@ def test_a_new_kernel_regime_is_one_row() -> None:
     assert regime("7.1", table)[Behaviour.CHANGE_PTE] == 0
     assert regime("7.2", table) == {**regime("7.1", table), Behaviour.CHANGE_PTE: 1}
     assert behaviours("7.3", "change_pte_prefetch", table)[Behaviour.CHANGE_PTE_PREFETCH] == 1
+
+
+def test_a_new_row_is_all_that_both_implementations_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A what-if kernel: 7.2 with change_pte, and with the split of the huge zero page."""
+    table = (*REGIMES, Regime(Version(7, 2), {Behaviour.CHANGE_PTE: 1, Behaviour.HUGE_ZERO_WRITE_THP: 0}))
+    what_if = partial(behaviours, table=table)
+    monkeypatch.setattr(import_module("kernels.simulate"), "behaviours", what_if)
+    monkeypatch.setattr(import_module("kernels.reference"), "behaviours", what_if)
+    steps = [Touch(access=Access.READ), Touch()]
+    for kernel, exits, change_pte in (("7.1", 3, 0), ("7.2", 1025, 512)):  # as 6.13 and as 6.9: fault-path oracle, one region
+        for simulate in (import_module("kernels.simulate").simulate, import_module("kernels.reference").simulate):
+            counters = simulate(kernel=kernel, backing="anonymous_thp", memory=PMD_BYTES, steps=steps).counters
+            assert (counters["pf_taken"], counters["change_pte"]) == (exits, change_pte)
