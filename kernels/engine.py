@@ -114,14 +114,14 @@ def run_daemon_event(m: Machine, env: Env, actor: int) -> None:
 
 
 @jit
-def busy_daemon(m: Machine) -> int:
-    """The daemon in the middle of an operation whose event comes first, or -1."""
-    found = np.int64(-1)
+def next_daemon(m: Machine) -> int:
+    """The daemon whose event comes first, as long as one is in the middle of an operation; else -1."""
+    found, busy = np.int64(-1), False
     for actor in range(m.vm[Vm.ACTORS], m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS]):
-        if m.cpu[actor, Cpu.PHASE] != Phase.SCAN and m.cpu[actor, Cpu.TIME] < NEVER:
-            if found < 0 or m.cpu[actor, Cpu.TIME] < m.cpu[found, Cpu.TIME]:
-                found = np.int64(actor)
-    return found
+        busy |= m.cpu[actor, Cpu.PHASE] != Phase.SCAN
+        if m.cpu[actor, Cpu.TIME] < NEVER and (found < 0 or m.cpu[actor, Cpu.TIME] < m.cpu[found, Cpu.TIME]):
+            found = np.int64(actor)
+    return found if busy else np.int64(-1)
 
 
 @jit
@@ -129,7 +129,7 @@ def run_events_beside_daemons(m: Machine, env: Env, budget: int) -> bool:
     """As run_events(), until the step's own actors are done and no daemon is in the middle of something."""
     running = m.vm[Vm.ACTORS]
     while True:
-        actor = next_actor(m) if running else busy_daemon(m)
+        actor = next_actor(m) if running else next_daemon(m)
         if actor < 0:
             return True
         m.vm[Vm.EVENTS] += 1
