@@ -136,9 +136,9 @@ class Scheduler:
 
     def ready(self) -> list[Task]:
         """Who can go on: when the step's own actors are done, the daemons, as long as one is in the middle of an operation."""
-        if all(a.done for a in self.actors) and all(d.resting for d in self.daemons):
-            return []
-        return [a for a in self.actors + self.daemons if not (a.done or a.asleep)]
+        going = [a for a in self.actors + self.daemons if not (a.done or a.asleep)]
+        over = all(d.resting for d in self.daemons) and all(a.done for a in self.actors)
+        return [] if over else going
 
     def pass_time(self, ns: int) -> None:
         """A step is over: times of the daemons count from the next one's start."""

@@ -176,21 +176,22 @@ class Point(BaseModel):
             raise ValueError("; ".join(faults))
         return self
 
-    def canonical(self) -> dict[str, Any]:
-        """Every parameter as a plain value, defaults filled in: what a point's identity is made of.
+    def values(self) -> dict[str, Any]:
+        """Every parameter as a plain value, defaults filled in."""
+        return self.model_dump() | {"cores": self.vcpus if self.cores is None else self.cores}
 
-        Parameters that came later are left out where they have their default, so that older points keep their identity."""
-        values = self.model_dump()
-        values["cores"] = self.vcpus if self.cores is None else self.cores
-        return {name: value for name, value in values.items() if name not in CAME_LATER or value != CAME_LATER[name]}
+    def canonical(self) -> dict[str, Any]:
+        """What a point's identity is made of: every parameter, but those that came later only where they differ from their
+        default, so that older points keep their identity."""
+        return {name: value for name, value in self.values().items() if name not in CAME_LATER or value != CAME_LATER[name]}
 
     def columns(self) -> dict[str, Any]:
-        """The same under the names of the result's columns."""
-        values = dict(CAME_LATER) | self.canonical()
+        """Every parameter under the name of the result's column."""
+        values = self.values()
         for name, kind in DAEMONS.items():
             settings = values[name]
             values[name] = ",".join(f"{key}={settings[key]}" for key in kind.model_fields) if settings else "false"
-        return {COLUMN_OF.get(key, key): values[key] for key in PARAMETERS}
+        return {COLUMN_OF.get(key, key): value for key, value in values.items()}
 
 
 CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False}

@@ -434,7 +434,7 @@ def kept_points(block: Block) -> Iterator[Point]:
     """The points of a block that its `where` keeps. Raises WhereError."""
     for index in range(block.size()):
         point = Point.model_construct(**block_values(block, index))
-        if block.where is None or block.where(point.canonical()):
+        if block.where is None or block.where(point.values()):
             yield point
 
 

@@ -39,6 +39,9 @@ _COMPARE: Mapping[type[ast.cmpop], Callable[[Value, Value], bool]] = {
 _ALLOWED = "comparisons, + - * / // %, and, or, not, in, parentheses, lists, numbers, strings and the point's parameters"
 
 
+TOML_WORDS: Mapping[str, bool] = {"true": True, "false": False}
+
+
 class WhereError(ValueError):
     """The expression cannot be used: what is wrong, and what is allowed."""
 
@@ -65,7 +68,7 @@ class Where:
             raise WhereError(f"nested deeper than {MAX_DEPTH}")
         match node:
             case ast.Name(id=name):
-                if name not in self._names and name not in BINARY_UNITS:
+                if name not in self._names and name not in BINARY_UNITS and name not in TOML_WORDS:
                     raise WhereError(f"unknown name {name!r}; known: {', '.join(sorted(self._names))}, {', '.join(BINARY_UNITS)}")
             case ast.Constant(value=value):
                 if not isinstance(value, bool | int | float | str):
@@ -114,6 +117,8 @@ class Where:
         match node:
             case ast.Constant(value=value):
                 return value
+            case ast.Name(id=name) if name in TOML_WORDS:
+                return TOML_WORDS[name]
             case ast.Name(id=name):
                 return BINARY_UNITS[name] if name in BINARY_UNITS else _typed(name, values[name])
             case ast.BoolOp(op=ast.And(), values=parts):

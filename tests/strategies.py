@@ -32,7 +32,7 @@ from kernels.steps import (
 )
 
 KERNELS = ("5.15", "5.17", "5.18", "6.1", "6.2", "6.5", "6.6", "6.7", "6.8", "6.10", "6.11", "6.13", "6.14", "6.15", "6.18", "7.3")
-UNITS_PER_STEP = 240  # of all vCPUs together
+UNITS_PER_STEP = 120  # of all vCPUs together
 MAX_EVENTS = 60_000
 GIGANTIC = (Backing.ANONYMOUS_HUGETLB_1GB, Backing.SHARED_HUGETLB_1GB)
 

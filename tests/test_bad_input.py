@@ -593,7 +593,6 @@ HOSTILE = [
     "import os",
     "vcpus == 1; vcpus == 2",
     "os == 1",
-    "false",
     "",
     "   ",
     "\\u0000 == 1",

@@ -227,7 +227,11 @@ CUTS = ([MS] * 6, [0, TOTAL - 1, 1], [MS + 1, 0, 2 * MS, TOTAL - 3 * MS - 1], [M
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(
     "parameters",
-    [{"backing": THP, "khugepaged": Khugepaged(scan_sleep_ms=1, pages_to_scan=1024)}, {"ksm": Ksm(pages_to_scan=30, sleep_ms=1)}],
+    [
+        {"backing": THP, "khugepaged": Khugepaged(scan_sleep_ms=1, pages_to_scan=1024)},
+        {"ksm": Ksm(pages_to_scan=30, sleep_ms=1)},
+        {"backing": THP, "khugepaged": Khugepaged(scan_sleep_ms=2), "ksm": Ksm(pages_to_scan=50, sleep_ms=1, fraction=0.3)},
+    ],
 )
 def test_where_idle_time_is_cut_changes_nothing(parameters: dict[str, Any], cut: list[int]) -> None:
     """Also in the middle of a merge or collapse, which the step's end waits for. Default costs."""
@@ -240,14 +244,7 @@ def test_where_idle_time_is_cut_changes_nothing(parameters: dict[str, Any], cut:
         assert np.array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize(
-    "cut",
-    [
-        [2_500_000],
-        [900_000, 1_600_000],
-        [1_500_000, 1_000_000],
-    ],
-)
+@pytest.mark.parametrize("cut", [[2_500_000], [900_000, 1_600_000], [1_500_000, 1_000_000]])
 def test_two_daemons_keep_their_order_wherever_a_step_ends(cut: list[int]) -> None:
     """khugepaged copies 4 us a page, from 1 to 3.048 ms. KSM looks at page 0 at 2 ms: a region that is being collapsed has no
     anonymous page to merge. So the huge zero page's split stays the only one, and the THP lasts."""

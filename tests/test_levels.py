@@ -220,6 +220,15 @@ def test_prefetch_under_a_shifted_slot_looks_at_the_vmas_pages(parameters: dict[
     assert of(last(WRITE, backing=THP, offset=PAGE, **parameters), "pf_taken", "thp_fault_alloc") == (65, 2)
 
 
+@pytest.mark.parametrize(("kernel", "fixed", "flushes"), [("5.15", 1, 0), ("5.16", 2, 1), ("6.12", 2, 1), ("6.13", 1, 0)])
+@pytest.mark.parametrize("mmu", ["tdp", "legacy", "shadow"])
+def test_a_dirty_bit_that_is_dropped_is_a_flush_of_the_older_mmus(kernel: str, fixed: int, flushes: int, mmu: str) -> None:
+    """Two vCPUs write one page: the second fault writes the leaf anew without its Dirty bit, up to 6.12."""
+    both = TouchList(np.array([0, 1]), np.array([5, 5]), np.ones(2, bool))
+    done = last(both, vcpus=2, kernel=kernel, mmu=mmu)
+    assert of(done, "pf_fixed", "pf_spurious", "remote_tlb_flush_requests") == (fixed, 2 - fixed, flushes if mmu != "tdp" else 0)
+
+
 # ---- nx_huge_pages ---------------------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,19 @@ def test_daemons_are_axes_columns_and_part_of_the_identity(tmp_path: Path) -> No
     assert verify(tmp_path / "out", recompute=4).wrong == []
 
 
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [("ksm == false", 2), ("not ksm", 2), ("ksm and pml", 1), ("pml == true", 2), ("khugepaged == false", 4), ("true", 4)],
+)
+def test_where_knows_the_words_of_toml_and_every_parameter(tmp_path: Path, where: str, left: int) -> None:
+    path = tmp_path / "d.toml"
+    path.write_text(
+        '[study]\nname = "d"\n[point]\nmemory = "4MiB"\n'
+        f'[[block]]\ngrid = {{ pml = [false, true], ksm = [false, {{ sleep_ms = 1 }}] }}\nwhere = "{where}"\n'
+    )
+    assert len(Plan(load_study(path)).points()) == left
+
+
 def test_parameters_that_came_later_do_not_change_older_identities() -> None:
     plain = Point().canonical()
     assert "pml" not in plain
