@@ -107,7 +107,7 @@ def scan_region(m: Machine, env: Env, actor: int) -> bool:
     if fails or not khugepaged_wants(m, env, region):
         return rest_khugepaged(m, env, actor)
     m.counters[Counter.THP_COLLAPSE_ALLOC] += 1
-    c[Cpu.PAGE] = region << PMD_ORDER
+    c[Cpu.PAGE] = max(region << PMD_ORDER, vm[Vm.SHIFT])
     c[Cpu.TIME] += env.costs[Cost.COLLAPSE_NS]
     c[Cpu.PHASE] = Phase.ALLOC
     return False

@@ -189,14 +189,15 @@ def offsets(backing: Backing) -> st.SearchStrategy[int]:
 
 
 @st.composite
-def points(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3) -> dict[str, Any]:
-    """Keyword arguments of simulate(), without steps."""
+def points(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3, gigantic: bool = True) -> dict[str, Any]:
+    """Keyword arguments of simulate(), without steps; `gigantic`: with 1 GiB pages, rarely."""
     kernel = draw(st.sampled_from(KERNELS))
     mmu = draw(st.sampled_from((Mmu.TDP, Mmu.TDP, Mmu.TDP, Mmu.LEGACY, Mmu.SHADOW)))
     policies = [p for p in policies_of(kernel) if mmu == Mmu.TDP or p != "change_pte_prefetch"]
     policy = draw(st.sampled_from(policies + [p for p in policies if p in ("mainline", "change_pte_prefetch")] * 2))
     common = (Backing.ANONYMOUS, Backing.ANONYMOUS_THP, Backing.ANONYMOUS_THP, Backing.ANONYMOUS_DEFAULT)
-    backing = draw(st.sampled_from((*[b for b in Backing if b not in GIGANTIC], *common * 3, GIGANTIC[draw(st.integers(0, 1))])))
+    rare = (GIGANTIC[draw(st.integers(0, 1))],) if gigantic else ()
+    backing = draw(st.sampled_from((*[b for b in Backing if b not in GIGANTIC], *common * 3, *rare)))
     pages = draw(pages_of(backing))
     pre_fault = bool(behaviours(kernel, policy)[Behaviour.PRE_FAULT_MEMORY]) and mmu != Mmu.SHADOW
     prealloc = [p for p in Prealloc if pre_fault or not p & Prealloc.PRE_FAULT]
@@ -236,9 +237,9 @@ def unit_of(backing: Backing) -> int:
 
 
 @st.composite
-def configurations(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3) -> dict[str, Any]:
+def configurations(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3, gigantic: bool = True) -> dict[str, Any]:
     """Keyword arguments of simulate(): a point and steps that can follow one another on it."""
-    point = draw(points(max_vcpus, max_threads))
+    point = draw(points(max_vcpus, max_threads, gigantic))
     by_op = steps_of(point["memory"] // PAGE_BYTES, point["vcpus"], unit_of(point["backing"]))
     if max_threads == 1:
         by_op["populate"] = st.builds(Populate, access=st.sampled_from((Access.READ, Access.WRITE)))

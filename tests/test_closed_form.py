@@ -10,6 +10,7 @@ for a place of C is one that is written (never: (1 - p w)^n), but not one whose 
 """
 
 from collections.abc import Mapping
+from itertools import product
 from math import log, sqrt
 from statistics import fmean, variance
 from typing import NamedTuple
@@ -86,8 +87,6 @@ def identities(counters: Mapping[str, int], expected: Mapping[str, int]) -> None
 @pytest.mark.parametrize(("places", "n", "w"), [(2, 3, 0.5), (3, 4, 0.25), (1, 5, 0.1)])
 def test_the_closed_forms_are_those_of_all_outcomes_counted_one_by_one(places: int, n: int, w: float) -> None:
     """Every sequence of n (place, kind), weighted: the formulas above without the model."""
-    from itertools import product
-
     tallies = []
     for draws in product(product(range(places), (False, True)), repeat=n):
         kinds = [[write for place, write in draws if place == at] for at in range(places)]

@@ -30,7 +30,7 @@ MIB2 = 2 << 20
 PAGE = 4096
 MS = 1_000_000
 THP = "anonymous_thp"
-FREE: Mapping[Cost, int] = dict.fromkeys(Cost, 0)
+FREE = dict.fromkeys(Cost, 0)
 READ, WRITE = Touch(access=Access.READ), Touch()
 READ_EACH, WRITE_EACH = Touch(access=Access.READ, every=MIB2), Touch(every=MIB2)  # the first page of each region
 SPLIT_ZERO = (READ_EACH, WRITE_EACH)  # up to 6.12: a page table with one page and 511 zero pages
@@ -39,7 +39,7 @@ PAIR = ("invalidate_range_start", "change_pte", "mmu_lock_write", "remote_tlb_fl
 
 
 def run(*steps: Step, **parameters: Any) -> Run:
-    return simulate(**{"memory": MIB2, "steps": steps, "costs": FREE} | parameters)
+    return simulate(steps=steps, **{"memory": MIB2, "costs": FREE, **parameters})
 
 
 def of(counters: Mapping[str, int], *names: str) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ FAULTS = ("pf_taken", "pf_retry", "pgfault")
 
 
 def run(*steps: Step, **parameters: Any) -> Run:
-    return simulate(**{"memory": MIB2, "steps": steps} | parameters)
+    return simulate(steps=steps, **{"memory": MIB2, **parameters})
 
 
 def last(*steps: Step, **parameters: Any) -> dict[str, int]:

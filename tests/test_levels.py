@@ -22,12 +22,12 @@ FETCH = Touch(access=Access.EXEC)
 FETCH_ONE = Touch(access=Access.EXEC, touches=1)
 EACH_2M = Touch(every=MIB2)
 LEAVES = ("pages_4k", "pages_2m", "pages_1g")
-DIRECT = ({"mmu": "legacy"}, {"mmu": "shadow", "guest_page": MIB2})  # tables of KVM's own
-SMALL = {"mmu": "shadow", "guest_page": PAGE}  # tables that shadow the guest's
+DIRECT: tuple[dict[str, Any], dict[str, Any]] = ({"mmu": "legacy"}, {"mmu": "shadow", "guest_page": MIB2})  # tables of KVM's own
+SMALL: dict[str, Any] = {"mmu": "shadow", "guest_page": PAGE}  # tables that shadow the guest's
 
 
 def run(*steps: Step, **parameters: Any) -> Run:
-    return simulate(**{"memory": MIB2, "steps": steps} | parameters)
+    return simulate(steps=steps, **{"memory": MIB2, **parameters})
 
 
 def last(*steps: Step, **parameters: Any) -> dict[str, int]:

@@ -36,11 +36,11 @@ READ, WRITE = Touch(access=Access.READ), Touch()
 READ_ONE, WRITE_ONE = Touch(access=Access.READ, touches=1, vcpus=1), Touch(touches=1, vcpus=1)  # page 0
 HOST_READ = HostTouch(access=Access.READ)  # the VMM's page table only: KVM maps nothing
 SPLIT = DontNeed(every=MIB2)  # the first page of each THP goes, so its PMD is split
-FREE: Mapping[Cost, int] = dict.fromkeys(Cost, 0)
+FREE = dict.fromkeys(Cost, 0)
 
 
 def run(*steps: Step, **parameters: Any) -> Run:
-    return simulate(**{"memory": MIB2, "steps": steps} | parameters)
+    return simulate(steps=steps, **{"memory": MIB2, **parameters})
 
 
 def last(*steps: Step, **parameters: Any) -> dict[str, int]:
@@ -65,7 +65,10 @@ def beside_a_copy(kernel: str, gfn: int, early: bool, **costs: int) -> dict[str,
     its snapshot at 50 ns, `invalidate_range_start` is at 1050, `_end` at 2050, or after `change_pte` (up to 6.9) at 3050.
     """
     chosen = {Cost.VM_EXIT_NS: 100, Cost.NOTIFIER_NS: 1000, Cost.TOUCH_NS: 1520} | {Cost[name.upper()]: ns for name, ns in costs.items()}
-    before = [HostTouch(access=Access.READ, end=1 / 512), at_once((0, 300, 1))]  # page 0: zero page, not mapped by KVM; 300: mapped
+    before: list[Step] = [
+        HostTouch(access=Access.READ, end=1 / 512),
+        at_once((0, 300, 1)),
+    ]  # page 0: zero page, not mapped by KVM; 300: mapped
     second = [(1, gfn, 1)] if early else [(1, 300, 0), (1, gfn, 1)]
     return last(*before, at_once((0, 0, 1), *second), kernel=kernel, vcpus=2, costs=FREE | chosen)
 

@@ -21,9 +21,9 @@ os.environ["CI"] = "1"
 
 ROOT = Path(__file__).resolve().parents[2]
 LITMUS = ("test_oracle", "test_policy", "test_subtle_cases", "test_host_calls", "test_levels", "test_daemons", "test_many_vcpus")
-SHORT, LONG = 80, 600  # lives of a VM
+SHORT, LONG = 60, 300  # lives of a VM
 CASES = "seqR_seqW or sparseR_Wmid or zap1 or fork or dirtylog or collapse or hostcow"
-DEADLINE_S = 300
+DEADLINE_S = 150
 AIM = 0.95
 VERDICTS = ("", "lives", "litmus", "long lives", "kernel cases")
 CRASHED = 99
@@ -58,7 +58,7 @@ def lives_differ(examples: int) -> bool:
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(configurations(max_vcpus=6))
+    @given(configurations(max_vcpus=6, gigantic=examples == LONG))
     def all_equal(configuration: dict[str, Any]) -> None:
         compare(configuration)
 
