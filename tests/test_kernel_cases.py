@@ -48,8 +48,8 @@ def test_counts_equal_the_kernels(case: dict[str, Any]) -> None:
 
 def test_every_file_contributes() -> None:
     assert {case.id.split(":")[0] for case in cases()} == {path.stem for path in FILES}
-    assert len(FILES) >= 11
-    assert len(cases()) >= 600
+    assert len(FILES) >= 23
+    assert len(cases()) >= 4400
 
 
 def test_workload_type_is_what_points_use() -> None:
