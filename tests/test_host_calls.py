@@ -474,6 +474,11 @@ def test_pml_exits_once_per_512_written_pages(pages: int, full: int, backing: st
     assert steps[4].counters["remote_tlb_flush_requests"] == 1
 
 
+def test_clean_pages_are_no_longer_logged_once_logging_is_off() -> None:
+    """4K leaves stay as they are: writable, Dirty bits clear. 512 writes set them, into no buffer."""
+    assert of(last(WRITE, LOG_ON, LOG_OFF, WRITE, pml=True), "exits", "hits") == (0, 512)
+
+
 @pytest.mark.parametrize(("between", "exits", "faults"), [((), 1, 0), (((700, 1),), 1, 1)])
 def test_any_exit_empties_the_pml_buffer(between: tuple[tuple[int, int], ...], exits: int, faults: int) -> None:
     """600 clean pages are written: the log is full once. A fault after the first 300 empties it: 300 and 300 are no 512."""

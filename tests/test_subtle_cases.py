@@ -235,6 +235,9 @@ def test_16_a_page_table_bars_a_thp_until_khugepaged(kernel: str, thps: int, exi
         ("6.13", THP, (READ_ONE,), 7, 1, 2 * MIB2, MIB2, 2),
         ("6.12", "anonymous", (), 0, 0, 2 * PAGE, PAGE, 0),  # the same on a small scale
         ("6.12", "anonymous", (READ_ONE,), 0, 0, 2 * PAGE, PAGE, 2),
+        ("6.12", "shmem", (), 0, 0, PAGE, 0, 0),  # but these are cleared under a lock: the second one waits
+        ("6.12", "shmem_thp", (), 7, 0, MIB2, 0, 0),
+        ("6.12", HUGETLB, (), 7, 0, MIB2, 0, 0),
     ],
 )
 def test_17_the_loser_of_a_thp_race_clears_and_invalidates_in_vain(
