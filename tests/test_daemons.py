@@ -73,6 +73,15 @@ def test_khugepaged_looks_at_so_many_pages_per_pass_region_by_region(pages_to_sc
     assert [step.counters["thp_collapse_alloc"] for step in done.steps[2:]] == collapsed
 
 
+def test_khugepaged_goes_round_once_per_pass_whatever_is_left_of_its_budget() -> None:
+    """Two THPs, nothing to collapse: looks at 1.0 and 1.1 ms, 100 us each, then a sleep, then at 2.2 ms again. Region 0 gets its
+    page table at 1.05 ms. Round and round until 4096 pages are looked at, it would be found at 1.2 ms."""
+    daemon = {"khugepaged": Khugepaged(scan_sleep_ms=1), "costs": FREE | {Cost.SCAN_PTE_NS: 100_000}}
+    idles = [Idle(1_050_000), DontNeed(end=1 / 1024), Idle(1_100_000), Idle(100_000)]
+    done = run(WRITE, *idles, backing=THP, memory=2 * MIB2, kernel="6.12", **daemon)
+    assert [step.counters["thp_collapse_alloc"] for step in done.steps] == [0, 0, 0, 0, 1]
+
+
 @pytest.mark.parametrize(("max_ptes_none", "thps"), [(511, 1), (510, 0)])
 def test_khugepaged_counts_zero_pages_as_none(max_ptes_none: int, thps: int) -> None:
     """One page of its own, 511 zero pages."""
