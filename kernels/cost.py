@@ -84,6 +84,20 @@ class Cost(IntEnum):
     """KVM splits a huge leaf into a table of 512, or makes a huge leaf of a table, or zaps the table."""
     PML_FULL_NS = 36
     """Emptying a full page-modification log, exit left out."""
+    MEMORY_2M_NS = 37
+    """2 MiB of traffic at the memory bandwidth of the whole host, all CPUs together; a copy is twice its size."""
+    LINE_NS = 38
+    """Lock and unlock of a word (mmu_lock, mmap_lock) that another CPU had last: two transfers of its cache line."""
+    LINE_CPU_NS = 39
+    """The same, for each further actor of the step that shares the line."""
+    ZONE_LOCK_NS = 40
+    """Hold of zone->lock for one refill of a CPU's list: 63 pages, or 2 huge ones."""
+    TIME_SLICE_NS = 41
+    """With fewer CPUs than vCPUs: how long a thread runs while others wait."""
+    CONTEXT_SWITCH_NS = 42
+    """From one thread to another on a CPU, what its caches lose included."""
+    SMT_NS = 43
+    """What 1000 ns of work take while the core's other hardware thread works too."""
 
 
 DEFAULT_COSTS: Mapping[Cost, int] = {
@@ -124,14 +138,21 @@ DEFAULT_COSTS: Mapping[Cost, int] = {
     Cost.WRITE_PROTECT_NS: 10,
     Cost.SPLIT_SPTE_NS: 3000,
     Cost.PML_FULL_NS: 3000,
+    Cost.MEMORY_2M_NS: 15000,
+    Cost.LINE_NS: 120,
+    Cost.LINE_CPU_NS: 3,
+    Cost.ZONE_LOCK_NS: 1200,
+    Cost.TIME_SLICE_NS: 3000000,
+    Cost.CONTEXT_SWITCH_NS: 1500,
+    Cost.SMT_NS: 1500,
 }
 
 
 class CostError(ValueError):
-    """A cost is missing, unknown, or no nanosecond count from 0 to one hour."""
+    """A cost is missing, unknown, or no nanosecond count from 0 to 1000 s."""
 
 
-MAX_COST_NS = 3_600_000_000_000
+MAX_COST_NS = 1_000_000_000_000  # sums of thousands of them fit into 63 bits
 
 
 def cost_row(costs: Mapping[Cost, int]) -> NDArray[np.int64]:

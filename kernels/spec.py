@@ -288,6 +288,11 @@ class Counter(IntEnum):
     MMAP_LOCK_WAIT_NS = 39
     CLEAR_NS = 40
     FLUSH_NS = 41
+    CACHE_LINE_WAIT_NS = 42
+    ZONE_LOCK_WAIT_NS = 43
+    PAGE_TABLE_LOCK_WAIT_NS = 44
+    BANDWIDTH_WAIT_NS = 45
+    CORE_WAIT_NS = 46
 
 
 class Gauge(IntEnum):
