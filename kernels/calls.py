@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kernels.contention import add_traffic
 from kernels.cost import Cost
 from kernels.dirty_log import log_get, log_off, log_on
 from kernels.jit import jit
@@ -231,10 +232,12 @@ def copy_into_thp(m: Machine, env: Env, region: int) -> int:
         copied += HostPte.ANON_RW <= pte <= HostPte.KSM_RO
     cleared = PMD_PAGES - copied
     clear_ns = env.costs[Cost.CLEAR_4K_NS] * cleared
+    ns = clear_ns + env.costs[Cost.COPY_4K_NS] * copied
     m.counters[Counter.BYTES_COPIED] += copied * PAGE_BYTES
     m.counters[Counter.BYTES_CLEARED] += cleared * PAGE_BYTES
     m.counters[Counter.CLEAR_NS] += clear_ns
-    return clear_ns + env.costs[Cost.COPY_4K_NS] * copied
+    add_traffic(m, (cleared + 2 * copied) * PAGE_BYTES, ns)
+    return ns
 
 
 @jit

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kernels.policy import Behaviour
 from kernels.primary_mmu import Traits
-from kernels.spec import MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Access, Call, Mmu
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, MAX_SMT, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Access, Call, Mmu
 from kernels.state import Geometry
 from kernels.steps import (
     ChildExit,
@@ -42,6 +42,13 @@ def host_page_bytes(traits: Traits) -> int:
 def check_count(name: str, value: int, limit: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
         raise PointError(f"{name} = {value!r}: an integer from 1 to {limit} is needed")
+
+
+def check_cores(cores: int | None, smt: int) -> None:
+    """Raises PointError."""
+    if cores is not None:
+        check_count("cores", cores, KVM_MAX_VCPUS)
+    check_count("smt", smt, MAX_SMT)
 
 
 def check_point(

@@ -16,6 +16,7 @@ from kernels.calls import (
     set_merged,
     unshare_folio,
 )
+from kernels.contention import open_stream
 from kernels.cost import Cost
 from kernels.fault import run_phase
 from kernels.jit import jit
@@ -116,11 +117,11 @@ def scan_region(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_alloc(m: Machine, env: Env, actor: int) -> bool:
     """collapse_huge_page(): mmap_lock for writing, then everything again."""
-    if not lock_mmap_write(m, actor):
+    if not lock_mmap_write(m, env, actor):
         return False
     c = m.cpu[actor]
     if not khugepaged_wants(m, env, host_region(m, c[Cpu.PAGE])):
-        unlock_mmap_write(m, actor)
+        unlock_mmap_write(m, env, actor)
         return rest_khugepaged(m, env, actor)
     c[Cpu.ACTION] = Action.COLLAPSE
     c[Cpu.TIME] += env.costs[Cost.NOTIFIER_NS]
@@ -131,7 +132,7 @@ def on_alloc(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_copied(m: Machine, env: Env, actor: int) -> bool:
     set_collapsed(m, host_region(m, m.cpu[actor, Cpu.PAGE]))
-    unlock_mmap_write(m, actor)
+    unlock_mmap_write(m, env, actor)
     return rest_khugepaged(m, env, actor)
 
 
@@ -272,6 +273,7 @@ def on_daemon_end_done(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
     if c[Cpu.KIND] == Actor.KHUGEPAGED:
         c[Cpu.TIME] += copy_into_thp(m, env, host_region(m, c[Cpu.PAGE]))
+        open_stream(m, env, actor)
         c[Cpu.PHASE] = Phase.COPIED
         return False
     c[Cpu.PHASE] = Phase.MERGE

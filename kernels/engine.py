@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.calls import make_call
+from kernels.contention import close_stream, settle
+from kernels.cores import end_slice, leave_event, slice_is_over, start_cores
 from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
-from kernels.fault import begin_access, run_phase
+from kernels.fault import begin_access, step_phase
 from kernels.jit import entry, jit
 from kernels.policy import Behaviour
 from kernels.schedule import next_actor, plan_all, plan_event
@@ -46,6 +48,9 @@ EXITS_OF_CLASS = 4  # latencies kept per class
 LONE = np.int64(0)  # the only actor; typed, so that callees are not compiled again for a literal
 LAB_EVENTS = np.int64(64)
 FOLDED = (int(Vm.SEQ), int(Vm.CHILD_BYTES), int(Vm.DIRTY), int(Vm.ANON_VMA))  # what an access of one page may change in Machine.vm
+
+
+CONTENDED = tuple(int(i) for i in Vm if Vm.DELAY <= i <= Vm.TRAFFIC_NS)  # begins afresh with each step
 
 
 class PageTable(NamedTuple):
@@ -93,6 +98,11 @@ def run_events(m: Machine, env: Env, budget: int) -> bool:
 @jit
 def run_event(m: Machine, env: Env, actor: int) -> None:
     """One event of the actor; traced as it begins, but for a fresh access, which is known only once it was fetched."""
+    if slice_is_over(m, actor):
+        close_stream(m, actor)
+        end_slice(m, env, actor)
+        return
+    now = m.cpu[actor, Cpu.TIME]
     going = True
     while going:
         time = m.cpu[actor, Cpu.TIME]
@@ -100,9 +110,10 @@ def run_event(m: Machine, env: Env, actor: int) -> None:
         fresh = phase == Phase.TOUCH and not m.cpu[actor, Cpu.AGAIN]
         if not fresh:
             record_event(m, actor, time, phase)
-        going = run_phase(m, env, actor)
+        going = step_phase(m, env, actor)
         if fresh:
             record_event(m, actor, time, Phase.DONE if m.cpu[actor, Cpu.PHASE] == Phase.DONE else phase)
+    leave_event(m, env, actor, now)
 
 
 @jit
@@ -110,7 +121,10 @@ def run_daemon_event(m: Machine, env: Env, actor: int) -> None:
     going = True
     while going:
         record_event(m, actor, m.cpu[actor, Cpu.TIME], m.cpu[actor, Cpu.PHASE])
+        close_stream(m, actor)
+        begin = m.cpu[actor, Cpu.TIME]
         going = run_daemon_phase(m, env, actor)
+        going = settle(m, env, actor, begin) and going
 
 
 @jit
@@ -151,8 +165,12 @@ def start_step(m: Machine, env: Env) -> None:
     m.vm[Vm.EVENTS] = 0
     m.vm[Vm.ACTORS] = env.stream[Stream.ACTORS]
     m.vm[Vm.DAEMONS] = 0
+    m.pmd_lock[:] = 0
+    for i in CONTENDED:
+        m.vm[i] = 0
     for actor in range(m.vm[Vm.ACTORS]):
         start_actor(m, env, actor)
+    start_cores(m, env)
 
 
 @jit
@@ -201,7 +219,7 @@ def finish_access(m: Machine, env: Env, budget: int) -> bool:
         m.vm[Vm.EVENTS] += 1
         if m.vm[Vm.EVENTS] > budget:
             return False
-        run_phase(m, env, LONE)
+        step_phase(m, env, LONE)
     return True
 
 

@@ -7,6 +7,7 @@ Sources: kvm_tdp_page_fault(), kvm_faultin_pfn(), hva_to_pfn(), kvm_tdp_mmu_map(
 
 import numpy as np
 
+from kernels.contention import close_stream, open_stream, refill, settle, slowed
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
@@ -190,26 +191,28 @@ def on_fault(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_walk(m: Machine, env: Env, actor: int) -> bool:
     """Under mmap_lock, slow GUP looks at the host entry: done, or one more handle_mm_fault()."""
-    if not lock_mmap_read(m, actor):
+    if not lock_mmap_read(m, env, actor):
         return False
     c = m.cpu[actor]
     page = c[Cpu.PAGE]
     action = find_action(m, env, page, c[Cpu.FOLL_WRITE])
     if action == Action.NONE:
         c[Cpu.FAULTED] = 0
-        unlock_mmap_read(m, actor)
+        unlock_mmap_read(m, env, actor)
         return finish_gup(m, env, actor)
     count_pgfault(m, env, actor)
     if action == Action.WAIT:
         c[Cpu.FAULTED] = 1
-        wait_for_page(m, actor, lock_page(m, page))
+        wait_for_page(m, env, actor, lock_page(m, page))
         return False
     action = settle_action(m, env, page, action, c[Cpu.FOLL_WRITE])
     if action >= Action.COW_4K:
         begin_replacement(m, env, actor, action)
     else:
         c[Cpu.ACTION] = action
+        refill(m, env, actor, action)
         c[Cpu.TIME] += begin_fault(m, env, page, action)
+        open_stream(m, env, actor)
         c[Cpu.PHASE] = Phase.COMMIT
     return False
 
@@ -226,7 +229,7 @@ def on_commit(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
     commit_fault(m, env, c[Cpu.PAGE], c[Cpu.ACTION], c[Cpu.FOLL_WRITE])
     if releases_lock(c[Cpu.ACTION]):
-        wake_page_waiters(m, actor, lock_page(m, c[Cpu.PAGE]))
+        wake_page_waiters(m, env, actor, lock_page(m, c[Cpu.PAGE]))
     c[Cpu.PHASE] = Phase.WALK
     return True
 
@@ -238,7 +241,7 @@ def on_end_done(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
     done = c[Cpu.ACTION]
     if done == Action.COPY_HUGE:
-        wake_page_waiters(m, actor, lock_page(m, c[Cpu.PAGE]))
+        wake_page_waiters(m, env, actor, lock_page(m, c[Cpu.PAGE]))
     if done == Action.SPLIT_HUGE_ZERO or done == Action.SPLIT_THP:
         action = find_action(m, env, c[Cpu.PAGE], WRITE)
         if action == Action.COW_4K or action == Action.COPY_4K:
@@ -288,7 +291,7 @@ def on_map(m: Machine, env: Env, actor: int) -> bool:
     if env.policy[Behaviour.STALE_PRECHECK] and is_stale(m, actor):
         return finish_fault(m, env, actor, RETRY)
     m.cpu[actor, Cpu.PHASE] = Phase.MAP_HELD
-    return acquire(m, actor, lock_mode(env))
+    return acquire(m, env, actor, lock_mode(env))
 
 
 @jit
@@ -330,9 +333,10 @@ def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
         m.counters[Counter.PF_FIXED] += 1
     else:
         m.counters[Counter.PF_SPURIOUS] += 1
-    c[Cpu.TIME] += half_exit(env, SECOND)
+    back_ns = half_exit(env, SECOND)
+    record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME] + (slowed(env, back_ns) if c[Cpu.SHARES_CORE] else back_ns))
+    c[Cpu.TIME] += back_ns
     c[Cpu.PHASE] = Phase.TOUCH
-    record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME])
     return False
 
 
@@ -372,7 +376,16 @@ def run_notifier_phase(m: Machine, env: Env, actor: int, phase: int) -> bool:
     if phase == Phase.CHANGE_DONE:
         return on_change_done(m, env, actor)
     if phase == Phase.END:
-        return on_end(m, actor)
+        return on_end(m, env, actor)
     if phase == Phase.END_HELD:
         return on_end_held(m, env, actor)
     return on_end_done(m, env, actor)
+
+
+@jit
+def step_phase(m: Machine, env: Env, actor: int) -> bool:
+    """run_phase() in time: with what the phase waits for."""
+    close_stream(m, actor)
+    begin = m.cpu[actor, Cpu.TIME]
+    going = run_phase(m, env, actor)
+    return settle(m, env, actor, begin) and going

@@ -6,6 +6,7 @@ shrinks only when nothing is in progress any more.
 
 import numpy as np
 
+from kernels.contention import lock_pmd, open_stream, refill
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, release
@@ -20,6 +21,7 @@ from kernels.spec import (
     Cpu,
     HostPmd,
     Mmu,
+    OnCpu,
     Phase,
     Setup,
     Vm,
@@ -79,11 +81,18 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
 
 
 @jit
+def is_running(m: Machine, actor: int) -> bool:
+    """The VMM's page table is on a CPU because of the actor (mm_cpumask)."""
+    c = m.cpu[actor]
+    return c[Cpu.PHASE] != Phase.DONE and c[Cpu.KIND] != Actor.IDLE and c[Cpu.ON_CPU] == OnCpu.RUNS
+
+
+@jit
 def flush_host(m: Machine, env: Env, actor: int) -> int:
     """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not; returns ns."""
     targets = NOTHING
     for other in range(m.vm[Vm.ACTORS]):
-        if other != actor and m.cpu[other, Cpu.PHASE] != Phase.DONE and m.cpu[other, Cpu.KIND] != Actor.IDLE:
+        if other != actor and is_running(m, other):
             targets += 1
             if in_guest(m, other):
                 kick(m, env, other)
@@ -108,15 +117,17 @@ def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
     m.vm[Vm.ANON_VMA] = 1
     c[Cpu.OLD] = host_pte(m, c[Cpu.PAGE])
     c[Cpu.ACTION] = action
+    refill(m, env, actor, action)
+    open_stream(m, env, actor)
     c[Cpu.TIME] += ns
     c[Cpu.PHASE] = Phase.START
 
 
 @jit
-def lock_for(m: Machine, actor: int, held: int) -> bool:
+def lock_for(m: Machine, env: Env, actor: int, held: int) -> bool:
     """Ask for mmu_lock for write; the actor goes on in phase `held`. True: at once."""
     m.cpu[actor, Cpu.PHASE] = held
-    return acquire(m, actor, FOR_WRITE)
+    return acquire(m, env, actor, FOR_WRITE)
 
 
 @jit
@@ -135,7 +146,7 @@ def on_start(m: Machine, env: Env, actor: int) -> bool:
     if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:  # no memslot overlaps: no lock, no sequence
         m.counters[Counter.COW_4K] += 1
         return plan_callback(m, env, actor, TOUCHED, NOTHING)
-    return lock_for(m, actor, Phase.START_HELD)
+    return lock_for(m, env, actor, Phase.START_HELD)
 
 
 @jit
@@ -183,6 +194,7 @@ def on_start_done(m: Machine, env: Env, actor: int) -> bool:
     ns = flush_host(m, env, actor) if replaced else NOTHING
     if action == Action.SPLIT_HUGE_ZERO or action == Action.SPLIT_THP:
         ns += env.costs[Cost.SPLIT_PMD_NS]
+        lock_pmd(m, env, actor)
     return plan_callback(m, env, actor, np.int64(replaced and replaces_page(action)), ns)
 
 
@@ -200,7 +212,7 @@ def on_change(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.CHANGE_PTE] += 1
     if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:
         return plan_callback(m, env, actor, NOTHING, NOTHING)
-    return lock_for(m, actor, Phase.CHANGE_HELD)
+    return lock_for(m, env, actor, Phase.CHANGE_HELD)
 
 
 @jit
@@ -220,13 +232,13 @@ def on_change_done(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
-def on_end(m: Machine, actor: int) -> bool:
+def on_end(m: Machine, env: Env, actor: int) -> bool:
     m.counters[Counter.INVALIDATE_RANGE_END] += 1
     if m.cpu[actor, Cpu.KIND] == Actor.OUTSIDE:
         m.cpu[actor, Cpu.INDEX] += 1
         m.cpu[actor, Cpu.PHASE] = Phase.TOUCH
         return False
-    return lock_for(m, actor, Phase.END_HELD)
+    return lock_for(m, env, actor, Phase.END_HELD)
 
 
 @jit

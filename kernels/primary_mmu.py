@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kernels.contention import add_traffic
 from kernels.cost import Cost
 from kernels.draws import SALT_THP, THP_KEY, draw
 from kernels.jit import jit
@@ -152,14 +153,17 @@ def clear(m: Machine, env: Env, nbytes: int) -> int:
     ns = env.costs[Cost.CLEAR_4K_NS] if nbytes == PAGE_BYTES else env.costs[Cost.CLEAR_2M_NS] * (nbytes // PMD_BYTES)
     m.counters[Counter.BYTES_CLEARED] += nbytes
     m.counters[Counter.CLEAR_NS] += ns
+    add_traffic(m, nbytes, ns)
     return ns
 
 
 @jit
 def copy(m: Machine, env: Env, nbytes: int) -> int:
     """Copy memory; returns the time it takes."""
+    ns = env.costs[Cost.COPY_4K_NS] if nbytes == PAGE_BYTES else env.costs[Cost.COPY_2M_NS] * (nbytes // PMD_BYTES)
     m.counters[Counter.BYTES_COPIED] += nbytes
-    return env.costs[Cost.COPY_4K_NS] if nbytes == PAGE_BYTES else env.costs[Cost.COPY_2M_NS] * (nbytes // PMD_BYTES)
+    add_traffic(m, 2 * nbytes, ns)
+    return ns
 
 
 @jit

@@ -3,11 +3,22 @@
 Order of events: smaller time first; at the same time an actor in a fault (in flight) before one in the guest; then
 the smaller actor number. A leaf holds `time * 2 + (phase is TOUCH)`; an inner node the smaller of its two children,
 the left one on a tie, so the winner's leaf is found by walking down from the root.
+With time slices an actor's next event may be the end of its slice, which counts as in flight.
 """
 
 from kernels.jit import jit
-from kernels.spec import NEVER, Cpu, Phase
+from kernels.spec import NEVER, Cpu, Phase, Vm
 from kernels.state import Machine
+
+# No spinlock is held, and none waited for: what Cpu.PHASE, the actor's next event, may be then.
+PREEMPTIBLE = sum(
+    1 << phase for phase in (Phase.TOUCH, Phase.FAULT, Phase.WALK, Phase.COMMIT, Phase.START, Phase.CHANGE, Phase.END, Phase.MAP)
+)
+
+
+@jit
+def is_preemptible(phase: int) -> bool:
+    return (PREEMPTIBLE >> phase) & 1 == 1
 
 
 @jit
@@ -17,6 +28,8 @@ def event_key(m: Machine, actor: int) -> int:
     time = m.cpu[actor, Cpu.TIME]
     if phase == Phase.DONE or time >= NEVER:
         return NEVER
+    if m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS] and m.cpu[actor, Cpu.SLICE_END] < time and is_preemptible(phase):
+        return m.cpu[actor, Cpu.SLICE_END] * 2
     return time * 2 + (1 if phase == Phase.TOUCH else 0)
 
 

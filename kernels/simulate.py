@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels.checks import PointError, check_count, check_point, check_steps
+from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Cost, cost_row
 from kernels.draws import cut, step_key
 from kernels.engine import PageTable, new_page_table, run_alone, run_beside_daemons, run_call, run_many
@@ -244,6 +244,8 @@ def simulate(
     ksm: Ksm | None = None,
     prealloc: Prealloc | str = Prealloc.NONE,
     prealloc_threads: int = 1,
+    cores: int | None = None,
+    smt: int = 1,
     costs: Mapping[Cost, int] = DEFAULT_COSTS,
     seed: int = 0,
     replicate: int = 0,
@@ -253,21 +255,24 @@ def simulate(
     """Simulate one VM.
 
     `memory` is the data memslot in bytes, `offset` the host's address minus the guest's, in bytes; `steps` run one after the
-    other, inside each all vCPUs at once. `seed` and `replicate` choose the random numbers of the workload and of failing
-    allocations, nothing else. With `trace_rows` the first so many events are kept in `Run.trace`. Raises PointError,
-    WorkloadError, policy.PolicyError, policy.UnknownKernelError, cost.CostError, BudgetError.
+    other, inside each all vCPUs at once. `cores` of `smt` hardware threads each run the vCPUs; None: a CPU for everybody.
+    `seed` and `replicate` choose the random numbers of the workload and of failing allocations, nothing else. With `trace_rows`
+    the first so many events are kept in `Run.trace`. Raises PointError, WorkloadError, policy.PolicyError,
+    policy.UnknownKernelError, cost.CostError, BudgetError.
     """
     kind, how = member(Backing, backing, "backing"), member(Mmu, mmu, "mmu")
     traits = traits_of(kind, member(ThpEnabled, thp_enabled, "thp_enabled"))
     check_point(memory, offset, guest_page, thp_failure, traits, khugepaged, ksm)
     check_count("vcpus", vcpus, KVM_MAX_VCPUS)
     check_count("prealloc_threads", prealloc_threads, KVM_MAX_VCPUS)
+    check_cores(cores, smt)
     behaviour = behaviours(kernel, policy)
     todo = all_steps(member(Prealloc, prealloc, "prealloc"), prealloc_threads, steps)
     geometry = geometry_of(memory, offset, traits.gigantic)
     check_steps([step for step, _ in todo], behaviour, how, kernel, traits, geometry)
     flags = {Setup.NX: nx_huge_pages, Setup.EAGER_SPLIT: eager_page_split, Setup.PML: pml}
     setup = setup_row(traits, geometry, how, guest_page, flags, thp_failure, khugepaged, ksm)
+    setup[Setup.CORES], setup[Setup.SMT] = cores or 0, smt
     m = new_machine(geometry, actors_of(todo, vcpus) + DAEMONS, trace_rows)
     m.vm[Vm.KHUGE_TIME], m.vm[Vm.KSM_TIME] = setup[Setup.KHUGE_SLEEP_NS], setup[Setup.KSM_SLEEP_NS]
     actions = action_table(traits, use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP]))

@@ -15,6 +15,7 @@ PUD_ORDER = 18
 PUD_PAGES = 1 << PUD_ORDER
 PUD_BYTES = PUD_PAGES * PAGE_BYTES
 KVM_MAX_VCPUS = 4096  # arch/x86/include/asm/kvm_host.h, CONFIG_KVM_MAX_NR_VCPUS=4096
+MAX_SMT = 2  # hardware threads of a core
 MAX_MEMORY_BYTES = 1 << 44  # 16 TiB: page numbers stay below 2**33
 PREFETCH_PAGES = 8  # PTE_PREFETCH_NUM, arch/x86/kvm/mmu/mmu.c
 FAULT_AROUND_PAGES = 16  # fault_around_bytes, mm/memory.c: 64 KiB
@@ -335,6 +336,22 @@ class Cpu(IntEnum):
     OLD = 23  # host entry that the action replaces, as it was read
     PML = 24  # entries in the vCPU's page-modification log
     MMAP = 25  # MmapLock
+    STREAMING = 26  # its memory traffic is in flight
+    PCP_SMALL = 27  # free pages on its CPU's list
+    PCP_HUGE = 28
+    SHARES_CORE = 29  # the core's other hardware thread works too
+    ON_CPU = 30  # OnCpu
+    OFF_TIME = 31  # when it was queued for a CPU
+    REST = 32  # what was left of its work then
+    SLICE_END = 33  # NEVER: it ran out, and nobody waited
+
+
+class OnCpu(IntEnum):
+    """What Cpu.ON_CPU says."""
+
+    RUNS = 0
+    QUEUED = 1
+    SLEEPS = 2
 
 
 class MmapLock(IntEnum):
@@ -385,6 +402,20 @@ class Vm(IntEnum):
     KSM_BUDGET = 33
     CACHED = 34  # some page of the page cache may be there without being mapped
     DAEMONS = 35  # how many run beside the step's actors
+    DELAY = 36  # what the present event waits for, besides its work
+    MMU_LINE_OWNER = 37
+    MMU_LINE_FREE = 38
+    MMAP_LINE_OWNER = 39
+    MMAP_LINE_FREE = 40
+    ZONE_FREE = 41
+    STREAMS = 42
+    TRAFFIC = 43  # bytes that the present event moves
+    TRAFFIC_NS = 44
+    SLICED = 45  # fewer CPUs than vCPUs: they take turns
+    ENDLESS = 46  # some slice may have run out while nobody waited
+    FREE_CPUS = 47
+    RUN_HEAD = 48
+    RUN_TAIL = 49
 
 
 class Stream(IntEnum):
@@ -437,6 +468,8 @@ class Setup(IntEnum):
     KSM_PAGES = 16
     KSM_SLEEP_NS = 17
     KSM_CUT = 18
+    CORES = 19  # 0: a CPU for everybody
+    SMT = 20
 
 
 class Trace(IntEnum):

@@ -20,6 +20,7 @@ from kernels.spec import (
     Cpu,
     Gauge,
     HostPmd,
+    OnCpu,
     Phase,
     SptePmd,
     Trace,
@@ -43,6 +44,8 @@ class Machine(NamedTuple):
     vm: Int64s  # (len(Vm),)
     cpu: Int64s  # (actors and daemons, len(Cpu))
     queue: Int64s  # (actors + 1,) who waits for mmu_lock: actor * 2 + (asks for write)
+    run_queue: Int64s  # (actors + 1,) who waits for a CPU
+    pmd_lock: Int64s  # (GiBs of the VMA + 1,) when the lock of that table of PMDs is free
     tree: Int64s  # (2 * leaves,) tournament of next events, see schedule.py
     counters: Int64s  # (len(Counter),) of the current step
     gauges: Int64s  # (len(Gauge),)
@@ -100,6 +103,8 @@ def new_machine(geometry: Geometry, actors: int, trace_rows: int = 0) -> Machine
         vm=np.zeros(len(Vm), np.int64),
         cpu=np.zeros((actors, len(Cpu)), np.int64),
         queue=np.zeros(actors + 1, np.int64),
+        run_queue=np.zeros(actors + 1, np.int64),
+        pmd_lock=np.zeros((geometry.vma_pages >> PUD_ORDER) + 1, np.int64),
         tree=np.zeros(2 * leaves_of(actors), np.int64),
         counters=np.zeros(len(Counter), np.int64),
         gauges=np.zeros(len(Gauge), np.int64),
@@ -113,7 +118,7 @@ def new_machine(geometry: Geometry, actors: int, trace_rows: int = 0) -> Machine
 def state_bytes(memory_bytes: int, actors: int) -> int:
     """Bytes that new_machine() takes for that memory: what a sweep must have free per point."""
     pages = memory_bytes >> 12
-    return pages + 2 * -(-pages // PMD_PAGES) + actors * (len(Cpu) + 5) * 8 + HIST_BUCKETS * 8
+    return pages + 2 * -(-pages // PMD_PAGES) + actors * (len(Cpu) + 6) * 8 + HIST_BUCKETS * 8
 
 
 @jit
@@ -216,4 +221,5 @@ def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
 @jit
 def in_guest(m: Machine, actor: int) -> bool:
     """True while the actor runs guest code: a KVM flush request kicks it."""
-    return m.cpu[actor, Cpu.PHASE] == Phase.TOUCH and m.cpu[actor, Cpu.KIND] == Actor.GUEST
+    c = m.cpu[actor]
+    return c[Cpu.PHASE] == Phase.TOUCH and c[Cpu.KIND] == Actor.GUEST and c[Cpu.ON_CPU] == OnCpu.RUNS

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
-from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Prealloc
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, MAX_SMT, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Prealloc
 from sweep.quantity import format_size, parse_size
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
@@ -163,11 +163,12 @@ class Point(BaseModel):
     prealloc_threads: Count = Field(1, description="VMM threads that populate")
     workload: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] = Field("read_then_write", description="name of the workload")
     costs: Annotated[str, Field(min_length=1, max_length=200)] = Field("default", description="cost file, or NAME@parameter=low|high")
-    cores: Count | None = Field(None, description="host cores; this version: as many as vcpus")
+    cores: Count | None = Field(None, description="host cores that the vCPU threads share; as many as vcpus if not given")
     pml: Annotated[bool, Field(strict=True)] = Field(False, description="dirty logging by page-modification log (Intel)")
     ksm: Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python)] = Field(
         False, description="KSM's daemon: false, or its settings"
     )
+    smt: Annotated[int, Field(strict=True, ge=1, le=MAX_SMT)] = Field(1, description="hardware threads of a core")
 
     @model_validator(mode="after")
     def _fits(self) -> "Point":
@@ -194,7 +195,7 @@ class Point(BaseModel):
         return {COLUMN_OF.get(key, key): value for key, value in values.items()}
 
 
-CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False}
+CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False, "smt": 1}
 COLUMN_OF: Mapping[str, str] = {"memory": "memory_bytes", "offset": "offset_bytes", "guest_page": "guest_page_bytes"}
 PARAMETERS: tuple[str, ...] = tuple(Point.model_fields)
 
@@ -249,10 +250,4 @@ def _check_huge_zero(p: Point) -> str:
     return ""
 
 
-def _check_cores(p: Point) -> str:
-    if p.cores is not None and p.cores != p.vcpus:
-        return f"cores = {p.cores}: this version models one core per vCPU; leave cores out, or say {p.vcpus}"
-    return ""
-
-
-CHECKS = (_check_hugetlb, _check_mmu, _check_policy, _check_pre_fault, _check_huge_zero, _check_cores)
+CHECKS = (_check_hugetlb, _check_mmu, _check_policy, _check_pre_fault, _check_huge_zero)

@@ -66,6 +66,11 @@ _DOCS: Mapping[Counter | Gauge, str] = {
     Counter.MMAP_LOCK_WAIT_NS: "waiting for mmap_lock, summed; khugepaged takes it for writing",
     Counter.CLEAR_NS: "clearing memory, summed",
     Counter.FLUSH_NS: "waiting for TLB shootdowns, summed",
+    Counter.CACHE_LINE_WAIT_NS: "waiting for the cache lines of mmu_lock and mmap_lock, summed",
+    Counter.ZONE_LOCK_WAIT_NS: "waiting for zone->lock, summed",
+    Counter.PAGE_TABLE_LOCK_WAIT_NS: "waiting for the lock of a table of PMDs to split one, summed",
+    Counter.BANDWIDTH_WAIT_NS: "of clearing and copying, what the host's memory bandwidth adds, summed",
+    Counter.CORE_WAIT_NS: "vCPUs waiting for a CPU, summed",
     Gauge.PAGES_4K: "VM stat: 4K leaf SPTEs at the end",
     Gauge.PAGES_2M: "VM stat: 2M leaf SPTEs at the end",
     Gauge.PAGES_1G: "VM stat: 1G leaf SPTEs at the end",
@@ -85,6 +90,7 @@ _PARAMETER_TYPES: Mapping[str, pa.DataType] = {
     "eager_page_split": pa.bool_(),
     "prealloc_threads": pa.int32(),
     "cores": pa.int32(),
+    "smt": pa.int32(),
     "pml": pa.bool_(),
 }
 

@@ -14,7 +14,7 @@ from sweep.quantity import BINARY_UNITS, parse_size
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 40
-COUNTS = frozenset({"vcpus", "prealloc_threads", "cores", "thp_failure"})
+COUNTS = frozenset({"vcpus", "prealloc_threads", "cores", "smt", "thp_failure"})
 SIZE_NAMES = frozenset({"memory", "offset", "guest_page"})
 Value = Any
 

@@ -64,7 +64,10 @@ def costs() -> st.SearchStrategy[Mapping[Cost, int]]:
     """The defaults; or small values with zeros, so that events tie; or values of very different size."""
     small = st.lists(st.integers(0, 7), min_size=len(Cost), max_size=len(Cost))
     mixed = st.lists(st.sampled_from((0, 1, 3, 50, 1000, 1001, 250_000)), min_size=len(Cost), max_size=len(Cost))
-    return st.one_of(st.just(DEFAULT_COSTS), st.one_of(small, mixed).map(lambda values: dict(zip(Cost, values, strict=True))))
+    short = DEFAULT_COSTS | {Cost.TIME_SLICE_NS: 10_000}
+    return st.one_of(
+        st.sampled_from((DEFAULT_COSTS, short)), st.one_of(small, mixed).map(lambda values: dict(zip(Cost, values, strict=True)))
+    )
 
 
 @st.composite
@@ -211,6 +214,8 @@ def points(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3, gigantic:
         "backing": backing,
         "memory": pages * PAGE_BYTES,
         "vcpus": draw(st.one_of(st.integers(1, min(4, max_vcpus)), st.integers(1, max_vcpus))),
+        "cores": draw(st.one_of(st.none(), st.integers(1, 3), st.integers(1, max_vcpus))),
+        "smt": draw(st.sampled_from((1, 1, 2))),
         "thp_enabled": draw(st.sampled_from((ThpEnabled.MADVISE, ThpEnabled.ALWAYS, ThpEnabled.ALWAYS, ThpEnabled.NEVER))),
         "use_zero_page": draw(st.sampled_from((True, True, False))),
         "thp_failure": draw(st.sampled_from((0.0, 0.0, 0.0, 0.4, 1.0))),

@@ -247,7 +247,6 @@ def test_gib_and_gb_are_both_legal_and_differ(tmp_path: Path) -> None:
     ("lines", "words"),
     [
         ("memory = '3MiB'\nbacking = 'anonymous_hugetlb_2mb'", ["3MiB", "2MiB"]),
-        ("vcpus = 2\ncores = 1", ["cores = 1", "2"]),
         ("kernel = '6.12'\npolicy = 'change_pte_prefetch'", ["change_pte_prefetch", "6.12", "6.10"]),
         ("kernel = '6.12'\npolicy = 'no_change_pte'", ["no_change_pte", "6.12"]),
         ("kernel = '6.5'\nprealloc = 'pre_fault'", ["pre_fault", "6.5", "6.11"]),
@@ -812,10 +811,10 @@ def costs_study(tmp_path: Path, change: Callable[[str], str]) -> Path:
     return write(tmp_path, POINT + "costs = 'c.toml'\n")
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1.5", "true", "'20'", "99999999999999999999", "3600000000001"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1.5", "true", "'20'", "99999999999999999999", "1000000000001"])
 def test_a_cost_that_is_no_count_of_ns_is_refused(tmp_path: Path, value: str) -> None:
     path = costs_study(tmp_path, lambda text: text.replace("value = 20\n", f"value = {value}\n"))
-    one_fault(path, "c.toml:7: cost.touch_ns", "ns", "0", "3600000000000")
+    one_fault(path, "c.toml:7: cost.touch_ns", "ns", "0", "1000000000000")
 
 
 def test_costs_of_zero_and_out_of_range_warn(tmp_path: Path) -> None:

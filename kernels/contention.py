@@ -1,0 +1,110 @@
+"""What several actors share besides the locks' meaning: cache lines, zone->lock, page-table locks, memory bandwidth.
+
+docs/model.md section 12. Each of them delays the actor's next event (Vm.DELAY) and changes nothing else.
+"""
+
+from kernels.cost import Cost
+from kernels.jit import jit
+from kernels.spec import PAGE_SHIFT, PMD_ORDER, PUD_ORDER, Action, Counter, Cpu, Vm
+from kernels.state import Env, Machine
+
+SMALL_LIST, HUGE_LIST = 63, 2  # zone_batchsize() of a large zone; nr_pcp_alloc() of order 9
+SMALL_ACTIONS = sum(
+    1 << action for action in (Action.ALLOC_4K, Action.ALLOC_SHMEM, Action.READ_FILE, Action.COW_FILE, Action.COW_4K, Action.COPY_4K)
+)
+HUGE_ACTIONS = sum(1 << action for action in (Action.ALLOC_THP, Action.ALLOC_SHMEM_THP, Action.THP_FOR_HUGE_ZERO))
+
+
+@jit
+def own_line(m: Machine, env: Env, actor: int, owner: int) -> int:
+    """Fetch the cache line of a lock word (Vm.*_LINE_OWNER; the time it is free comes behind it); returns ns until it is there."""
+    vm = m.vm
+    if vm[owner] == actor:
+        return 0
+    now = m.cpu[actor, Cpu.TIME]
+    free = owner + 1
+    ready = max(now, vm[free]) + env.costs[Cost.LINE_NS] + env.costs[Cost.LINE_CPU_NS] * (vm[Vm.ACTORS] - 1)
+    vm[owner] = actor
+    vm[free] = ready
+    m.counters[Counter.CACHE_LINE_WAIT_NS] += ready - now
+    return ready - now
+
+
+@jit
+def refill(m: Machine, env: Env, actor: int, action: int) -> None:
+    """An action takes a page from its CPU's list, and waits for zone->lock if that is empty (rmqueue_pcplist())."""
+    small = (SMALL_ACTIONS >> action) & 1
+    huge = (HUGE_ACTIONS >> action) & 1
+    if not (small or huge) or m.vm[Vm.ACTORS] == 1 or actor >= m.vm[Vm.ACTORS]:
+        return
+    c = m.cpu[actor]
+    pages = Cpu.PCP_SMALL if small else Cpu.PCP_HUGE
+    if c[pages] == 0:
+        c[pages] = SMALL_LIST if small else HUGE_LIST
+        start = max(c[Cpu.TIME], m.vm[Vm.ZONE_FREE])
+        m.vm[Vm.ZONE_FREE] = start + env.costs[Cost.ZONE_LOCK_NS]
+        m.vm[Vm.DELAY] += start - c[Cpu.TIME]
+        m.counters[Counter.ZONE_LOCK_WAIT_NS] += start - c[Cpu.TIME]
+    c[pages] -= 1
+
+
+@jit
+def lock_pmd(m: Machine, env: Env, actor: int) -> None:
+    """__split_huge_pmd() holds the lock of the page's PMD table from now on."""
+    now = m.cpu[actor, Cpu.TIME]
+    table = m.cpu[actor, Cpu.PAGE] >> PUD_ORDER
+    start = max(now, m.pmd_lock[table])
+    m.pmd_lock[table] = start + env.costs[Cost.SPLIT_PMD_NS]
+    m.vm[Vm.DELAY] += start - now
+    m.counters[Counter.PAGE_TABLE_LOCK_WAIT_NS] += start - now
+
+
+@jit
+def add_traffic(m: Machine, nbytes: int, ns: int) -> None:
+    """Memory traffic that the present event begins, and what it takes a CPU that has the memory to itself."""
+    m.vm[Vm.TRAFFIC] += nbytes
+    m.vm[Vm.TRAFFIC_NS] += ns
+
+
+@jit
+def open_stream(m: Machine, env: Env, actor: int) -> None:
+    """The event's traffic shares the host's bandwidth with the streams in flight."""
+    vm = m.vm
+    if vm[Vm.TRAFFIC] == 0:
+        return
+    vm[Vm.STREAMS] += 1
+    m.cpu[actor, Cpu.STREAMING] = 1
+    alone = env.costs[Cost.MEMORY_2M_NS] * (vm[Vm.TRAFFIC] >> PAGE_SHIFT) >> PMD_ORDER
+    wait = max(0, vm[Vm.STREAMS] * alone - vm[Vm.TRAFFIC_NS])
+    vm[Vm.TRAFFIC] = 0
+    vm[Vm.TRAFFIC_NS] = 0
+    vm[Vm.DELAY] += wait
+    m.counters[Counter.BANDWIDTH_WAIT_NS] += wait
+
+
+@jit
+def close_stream(m: Machine, actor: int) -> None:
+    """The actor's next event: its stream is over."""
+    if m.cpu[actor, Cpu.STREAMING]:
+        m.cpu[actor, Cpu.STREAMING] = 0
+        m.vm[Vm.STREAMS] -= 1
+
+
+@jit
+def settle(m: Machine, env: Env, actor: int, begin: int) -> bool:
+    """Add an event's delay, and what a shared core adds to its work since `begin`; False: the actor goes on later."""
+    c = m.cpu[actor]
+    delay = m.vm[Vm.DELAY]
+    if c[Cpu.SHARES_CORE]:
+        c[Cpu.TIME] = begin + slowed(env, c[Cpu.TIME] - begin)
+    if delay == 0:
+        return True
+    m.vm[Vm.DELAY] = 0
+    c[Cpu.TIME] += delay
+    return False
+
+
+@jit
+def slowed(env: Env, ns: int) -> int:
+    """Work on a core whose other hardware thread works too."""
+    return ns * env.costs[Cost.SMT_NS] // 1000

@@ -1,0 +1,151 @@
+"""Fewer CPUs than vCPUs: time slices, a queue of those that wait, and what sleeping and waking do. docs/model.md section 12."""
+
+import numpy as np
+
+from kernels.cost import Cost
+from kernels.jit import jit
+from kernels.schedule import is_preemptible, plan_event
+from kernels.spec import NEVER, Actor, Counter, Cpu, OnCpu, Phase, Setup, Stream, Vm
+from kernels.state import Env, Machine, in_guest
+
+SHORTEST_SLICE_NS = np.int64(1000)
+
+
+@jit
+def slice_ns(env: Env) -> int:
+    return max(SHORTEST_SLICE_NS, env.costs[Cost.TIME_SLICE_NS])
+
+
+@jit
+def start_cores(m: Machine, env: Env) -> None:
+    """Give the step's vCPUs their CPUs; the others wait in the order of their numbers."""
+    vm = m.vm
+    vm[Vm.SLICED] = 0
+    cores = env.setup[Setup.CORES]
+    if env.stream[Stream.ACTOR] != Actor.GUEST or cores == 0:
+        return
+    actors = vm[Vm.ACTORS]
+    cpus = cores * env.setup[Setup.SMT]
+    if env.setup[Setup.SMT] > 1:
+        for actor in range(actors):
+            m.cpu[actor, Cpu.SHARES_CORE] = actor >= cores or actor + cores < actors
+    if actors <= cpus:
+        return
+    vm[Vm.SLICED] = 1
+    vm[Vm.ENDLESS] = 0
+    vm[Vm.FREE_CPUS] = 0
+    vm[Vm.RUN_HEAD] = 0
+    vm[Vm.RUN_TAIL] = 0
+    for actor in range(actors):
+        if actor < cpus:
+            m.cpu[actor, Cpu.SLICE_END] = slice_ns(env)
+        else:
+            m.cpu[actor, Cpu.TIME] = NEVER
+            enqueue(m, actor, np.int64(0), np.int64(0))
+
+
+@jit
+def enqueue(m: Machine, actor: int, now: int, rest: int) -> None:
+    """The actor waits for a CPU, with so much of its work left."""
+    vm = m.vm
+    c = m.cpu[actor]
+    c[Cpu.ON_CPU] = OnCpu.QUEUED
+    c[Cpu.OFF_TIME] = now
+    c[Cpu.REST] = rest
+    c[Cpu.TIME] = NEVER
+    m.run_queue[vm[Vm.RUN_TAIL]] = actor
+    vm[Vm.RUN_TAIL] = (vm[Vm.RUN_TAIL] + 1) % len(m.run_queue)
+    if vm[Vm.ENDLESS]:
+        end_slices(m, now)
+
+
+@jit
+def end_slices(m: Machine, now: int) -> None:
+    """Somebody waits: slices that had run out end now."""
+    m.vm[Vm.ENDLESS] = 0
+    for other in range(m.vm[Vm.ACTORS]):
+        if m.cpu[other, Cpu.SLICE_END] == NEVER:
+            m.cpu[other, Cpu.SLICE_END] = now
+            plan_event(m, other)
+
+
+@jit
+def free_cpu(m: Machine, env: Env, now: int) -> None:
+    """A CPU has nobody: the head of the queue goes on there."""
+    vm = m.vm
+    if vm[Vm.RUN_HEAD] == vm[Vm.RUN_TAIL]:
+        vm[Vm.FREE_CPUS] += 1
+        return
+    actor = m.run_queue[vm[Vm.RUN_HEAD]]
+    vm[Vm.RUN_HEAD] = (vm[Vm.RUN_HEAD] + 1) % len(m.run_queue)
+    c = m.cpu[actor]
+    m.counters[Counter.CORE_WAIT_NS] += now - c[Cpu.OFF_TIME]
+    begin = now + env.costs[Cost.CONTEXT_SWITCH_NS]
+    c[Cpu.ON_CPU] = OnCpu.RUNS
+    c[Cpu.TIME] = begin + c[Cpu.REST]
+    c[Cpu.SLICE_END] = begin + slice_ns(env)
+    plan_event(m, actor)
+
+
+@jit
+def slice_is_over(m: Machine, actor: int) -> bool:
+    """The actor's next event is the end of its slice."""
+    c = m.cpu[actor]
+    return m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS] and c[Cpu.SLICE_END] < c[Cpu.TIME] and is_preemptible(c[Cpu.PHASE])
+
+
+@jit
+def end_slice(m: Machine, env: Env, actor: int) -> None:
+    """The actor leaves its CPU to the next in the queue, if there is one."""
+    vm = m.vm
+    c = m.cpu[actor]
+    now = c[Cpu.SLICE_END]
+    if vm[Vm.RUN_HEAD] == vm[Vm.RUN_TAIL]:
+        c[Cpu.SLICE_END] = NEVER
+        vm[Vm.ENDLESS] = 1
+        return
+    if in_guest(m, actor):
+        m.counters[Counter.EXITS] += 1
+        c[Cpu.PML] = 0
+    enqueue(m, actor, now, c[Cpu.TIME] - now)
+    free_cpu(m, env, now)
+
+
+@jit
+def leave_event(m: Machine, env: Env, actor: int, now: int) -> None:
+    """After an event at `now`: a slice that ran out meanwhile ends with it; who is done leaves its CPU."""
+    if not m.vm[Vm.SLICED] or actor >= m.vm[Vm.ACTORS]:
+        return
+    c = m.cpu[actor]
+    c[Cpu.SLICE_END] = max(c[Cpu.SLICE_END], now)
+    if c[Cpu.PHASE] == Phase.DONE:
+        c[Cpu.SLICE_END] = 0
+        free_cpu(m, env, now)
+
+
+@jit
+def sleep(m: Machine, env: Env, actor: int) -> None:
+    """The actor sleeps from its time on, until wake_up()."""
+    c = m.cpu[actor]
+    now = c[Cpu.TIME]
+    c[Cpu.TIME] = NEVER
+    if m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS]:
+        c[Cpu.ON_CPU] = OnCpu.SLEEPS
+        c[Cpu.SLICE_END] = 0
+        free_cpu(m, env, now)
+
+
+@jit
+def wake_up(m: Machine, env: Env, actor: int, now: int, ready: int) -> None:
+    """The actor may go on from `ready` on; on a CPU that is free, or as soon as it gets one."""
+    c = m.cpu[actor]
+    if not m.vm[Vm.SLICED] or actor >= m.vm[Vm.ACTORS]:
+        c[Cpu.TIME] = ready
+    elif m.vm[Vm.FREE_CPUS] > 0:
+        m.vm[Vm.FREE_CPUS] -= 1
+        c[Cpu.ON_CPU] = OnCpu.RUNS
+        c[Cpu.TIME] = ready
+        c[Cpu.SLICE_END] = now + slice_ns(env)
+    else:
+        enqueue(m, actor, now, ready - now)
+    plan_event(m, actor)

@@ -1,0 +1,128 @@
+"""What actors share besides the meaning of locks, counted by hand: cache lines, zone->lock, PMD locks, bandwidth, cores."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels import Access, Cost, Fork, Run, Touch, TouchList, simulate
+from kernels.cost import DEFAULT_COSTS
+
+MIB2, GIB = 2 << 20, 1 << 30
+FREE = dict.fromkeys(Cost, 0) | {Cost.TIME_SLICE_NS: 10**9}
+READ = Touch(access=Access.READ)
+
+
+def each_touches(gfns: list[int], costs: dict[Cost, int], **parameters: Any) -> Run:
+    """vCPU i writes gfns[i], all at the same time."""
+    step = TouchList(np.arange(len(gfns)), np.array(gfns), np.ones(len(gfns), bool))
+    before = parameters.pop("before", [])
+    return simulate(**{"memory": 4 * MIB2, "vcpus": len(gfns), "costs": FREE | costs, "steps": [*before, step]} | parameters)
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 3, 4])
+def test_a_lock_word_moves_from_cpu_to_cpu(vcpus: int) -> None:
+    """Every fault takes mmap_lock once: vCPU 0 has its line, the others get it one after the other. mmu_lock's line follows in
+    the same order, and is free by then: one transfer more for each but the first."""
+    run = each_touches(list(range(vcpus)), {Cost.LINE_NS: 100, Cost.LINE_CPU_NS: 4})
+    transfer = 100 + 4 * (vcpus - 1)
+    assert run.guest_ns == (vcpus * transfer if vcpus > 1 else 0)
+    assert run.counters["cache_line_wait_ns"] == sum(i * transfer for i in range(vcpus)) + (vcpus - 1) * transfer
+
+
+def test_one_vcpu_keeps_its_lock_words() -> None:
+    costs = DEFAULT_COSTS | {Cost.LINE_NS: 10**6, Cost.ZONE_LOCK_NS: 10**6}
+    for steps in ([READ, Touch()], [Touch()]):
+        assert simulate(memory=MIB2, steps=steps, costs=costs).guest_ns == simulate(memory=MIB2, steps=steps).guest_ns
+
+
+def test_clearing_shares_the_bandwidth_of_the_host() -> None:
+    """Alone 100 ns each; with k of them in flight at least 60 k: 100, 120, 180, 240."""
+    run = each_touches([0, 512, 1024, 1536], {Cost.CLEAR_2M_NS: 100, Cost.MEMORY_2M_NS: 60}, backing="anonymous_thp")
+    assert run.guest_ns == 240
+    assert run.counters["bandwidth_wait_ns"] == 20 + 80 + 140
+    assert run.counters["clear_ns"] == 400
+
+
+def test_copying_is_traffic_of_twice_its_size() -> None:
+    run = each_touches([0], {Cost.COPY_2M_NS: 100, Cost.MEMORY_2M_NS: 60}, backing="anonymous_hugetlb_2mb", before=[Touch(), Fork()])
+    assert run.steps[-1].ns == 120
+
+
+def test_small_pages_come_in_batches_of_63_from_under_one_lock() -> None:
+    """Four vCPUs, 64 pages each: two refills each; the first four queue: 0, 1000, 2000, 3000 ns, so do the second four."""
+    run = simulate(memory=256 << 12, vcpus=4, costs=FREE | {Cost.ZONE_LOCK_NS: 1000}, steps=[Touch()])
+    assert run.counters["zone_lock_wait_ns"] >= 6000
+    assert each_touches([0, 1, 2], {Cost.ZONE_LOCK_NS: 1000}).counters["zone_lock_wait_ns"] == 3000
+
+
+def test_huge_pages_come_in_twos() -> None:
+    """vCPU 0 takes four THPs, two refills; vCPU 1 one."""
+    step = TouchList(np.array([0, 0, 0, 1]), np.array([0, 512, 1024, 1536]), np.ones(4, bool))
+    costs = FREE | {Cost.ZONE_LOCK_NS: 1000, Cost.CLEAR_2M_NS: 10**6}
+    run = simulate(memory=4 * MIB2, vcpus=2, backing="anonymous_thp", costs=costs, steps=[step])
+    assert run.counters["zone_lock_wait_ns"] == 1000
+    assert run.guest_ns == 3 * 10**6
+
+
+@pytest.mark.parametrize(("gfns", "wait"), [([0, 512], 700), ([0, GIB >> 12], 0)])
+def test_splits_in_one_gib_take_turns(gfns: list[int], wait: int) -> None:
+    reads = TouchList(np.zeros(2, int), np.array(gfns), np.zeros(2, bool))
+    costs = {Cost.SPLIT_PMD_NS: 700, Cost.VM_EXIT_NS: 2}
+    run = each_touches(gfns, costs, memory=2 * GIB, backing="anonymous_thp", kernel="6.12", before=[reads])
+    assert run.counters["page_table_lock_wait_ns"] == wait
+
+
+def test_two_vcpus_take_turns_on_one_core() -> None:
+    """Each has 30 us of work, slices are 10 us, a switch takes 1 us: 6 slices and 5 switches; the first slice needs none."""
+    costs = FREE | {Cost.TOUCH_NS: 10_000, Cost.TIME_SLICE_NS: 10_000, Cost.CONTEXT_SWITCH_NS: 1_000}
+    mapped, touches = Touch(vcpus=1), Touch()
+    run = simulate(memory=6 << 12, vcpus=2, cores=1, costs=costs, steps=[mapped, touches])
+    assert run.steps[1].counters["core_wait_ns"] > 0
+    assert run.steps[1].ns == 65_000
+    assert run.steps[1].counters["exits"] == 4  # preempted in the guest; the last slices end with the work
+
+
+def test_a_hardware_thread_slows_its_sibling() -> None:
+    costs = FREE | {Cost.TOUCH_NS: 1000, Cost.SMT_NS: 1500}
+    steps = [Touch(vcpus=1), Touch()]
+    alone = simulate(memory=8 << 12, vcpus=2, costs=costs, steps=steps)
+    shared = simulate(memory=8 << 12, vcpus=2, cores=1, smt=2, costs=costs, steps=steps)
+    assert (alone.steps[1].ns, shared.steps[1].ns) == (4000, 6000)
+    three = simulate(memory=9 << 12, vcpus=3, cores=2, smt=2, costs=costs, steps=steps)
+    assert three.steps[1].ns == 4500
+
+
+@pytest.mark.parametrize("smt", [1, 2])
+def test_as_many_cores_as_vcpus_is_no_limit(smt: int) -> None:
+    free = simulate(memory=4 * MIB2, vcpus=4, steps=[READ, Touch()])
+    bound = simulate(memory=4 * MIB2, vcpus=4, cores=4, smt=smt, steps=[READ, Touch()])
+    assert (bound.counters, bound.guest_ns) == (free.counters, free.guest_ns)
+
+
+def storm(**parameters: Any) -> Run:
+    """Reads, then writes, four vCPUs."""
+    return simulate(**{"memory": 32 << 20, "vcpus": 4, "kernel": "6.5", "steps": [READ, Touch()]} | parameters)
+
+
+def test_a_vcpu_off_its_core_inside_an_invalidation_makes_the_others_retry() -> None:
+    """A CoW needs one retry, its own. On two cores for four vCPUs the others exit in vain until the one goes on."""
+    free, bound = storm(), storm(cores=2)
+    own = 32 << 20 >> 12
+    assert own <= free.counters["pf_retry"] < 1.1 * own
+    assert bound.counters["pf_retry"] > 1.5 * own
+    assert bound.counters["pf_fixed"] == free.counters["pf_fixed"]
+    assert bound.counters["invalidate_range_start"] == free.counters["invalidate_range_start"]
+
+
+@pytest.mark.parametrize("parameters", [{"policy": "always_writable"}, {"backing": "anonymous_hugetlb_2mb"}])
+def test_without_cow_there_is_no_storm(parameters: dict[str, Any]) -> None:
+    assert storm(cores=2, **parameters).counters["pf_retry"] == 0
+
+
+def test_patch_2_is_immune_to_storms() -> None:
+    """Its SPTE is there before the window closes: one exit per CoW, whoever has a core."""
+    plain, patched = storm(cores=2), storm(cores=2, policy="change_pte_prefetch")
+    assert patched.counters["pf_taken"] < 1.01 * (patched.counters["touches"] + patched.counters["pf_retry"])
+    assert patched.counters["pf_retry"] < 1.01 * (32 << 20 >> 12)
+    assert patched.counters["pf_taken"] < 0.7 * plain.counters["pf_taken"]
