@@ -4,7 +4,7 @@ import numpy as np
 
 from kernels.cost import Cost
 from kernels.jit import jit
-from kernels.schedule import is_preemptible, plan_event
+from kernels.schedule import plan_event
 from kernels.spec import NEVER, Actor, Counter, Cpu, OnCpu, Phase, Setup, Stream, Vm
 from kernels.state import Env, Machine, in_guest
 
@@ -85,13 +85,6 @@ def free_cpu(m: Machine, env: Env, now: int) -> None:
     c[Cpu.TIME] = begin + c[Cpu.REST]
     c[Cpu.SLICE_END] = begin + slice_ns(env)
     plan_event(m, actor)
-
-
-@jit
-def slice_is_over(m: Machine, actor: int) -> bool:
-    """The actor's next event is the end of its slice."""
-    c = m.cpu[actor]
-    return m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS] and c[Cpu.SLICE_END] < c[Cpu.TIME] and is_preemptible(c[Cpu.PHASE])
 
 
 @jit

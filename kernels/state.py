@@ -46,7 +46,8 @@ class Machine(NamedTuple):
     queue: Int64s  # (actors + 1,) who waits for mmu_lock: actor * 2 + (asks for write)
     run_queue: Int64s  # (actors + 1,) who waits for a CPU
     pmd_lock: Int64s  # (GiBs of the VMA + 1,) when the lock of that table of PMDs is free
-    tree: Int64s  # (2 * leaves,) tournament of next events, see schedule.py
+    flight: Int64s  # (2 * leaves,) tournament of the next events of actors in flight, see schedule.py
+    touch: Int64s  # (2 * leaves,) the same of actors in the guest
     counters: Int64s  # (len(Counter),) of the current step
     gauges: Int64s  # (len(Gauge),)
     hist: Int64s  # (HIST_BUCKETS,) fault latencies of the current step
@@ -105,7 +106,8 @@ def new_machine(geometry: Geometry, actors: int, trace_rows: int = 0) -> Machine
         queue=np.zeros(actors + 1, np.int64),
         run_queue=np.zeros(actors + 1, np.int64),
         pmd_lock=np.zeros((geometry.vma_pages >> PUD_ORDER) + 1, np.int64),
-        tree=np.zeros(2 * leaves_of(actors), np.int64),
+        flight=np.zeros(2 * leaves_of(actors), np.int64),
+        touch=np.zeros(2 * leaves_of(actors), np.int64),
         counters=np.zeros(len(Counter), np.int64),
         gauges=np.zeros(len(Gauge), np.int64),
         hist=np.zeros(HIST_BUCKETS, np.int64),
@@ -118,7 +120,7 @@ def new_machine(geometry: Geometry, actors: int, trace_rows: int = 0) -> Machine
 def state_bytes(memory_bytes: int, actors: int) -> int:
     """Bytes that new_machine() takes for that memory: what a sweep must have free per point."""
     pages = memory_bytes >> 12
-    return pages + 2 * -(-pages // PMD_PAGES) + actors * (len(Cpu) + 6) * 8 + HIST_BUCKETS * 8
+    return pages + 2 * -(-pages // PMD_PAGES) + actors * (len(Cpu) + 10) * 8 + HIST_BUCKETS * 8
 
 
 @jit
