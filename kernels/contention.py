@@ -5,7 +5,7 @@ docs/model.md section 12. Each of them delays the actor's next event (Vm.DELAY) 
 
 from kernels.cost import Cost
 from kernels.jit import jit
-from kernels.spec import PAGE_SHIFT, PMD_ORDER, PUD_ORDER, Action, Counter, Cpu, Vm
+from kernels.spec import NEVER, PAGE_SHIFT, PMD_ORDER, PUD_ORDER, Action, Counter, Cpu, Vm
 from kernels.state import Env, Machine
 
 SMALL_LIST, HUGE_LIST = 63, 2  # zone_batchsize() of a large zone; nr_pcp_alloc() of order 9
@@ -67,6 +67,12 @@ def add_traffic(m: Machine, nbytes: int, ns: int) -> None:
 
 
 @jit
+def slowed(env: Env, ns: int) -> int:
+    """Work on a core whose other hardware thread works too."""
+    return ns * env.costs[Cost.SMT_NS] // 1000
+
+
+@jit
 def open_stream(m: Machine, env: Env, actor: int) -> None:
     """The event's traffic shares the host's bandwidth with the streams in flight."""
     vm = m.vm
@@ -75,7 +81,8 @@ def open_stream(m: Machine, env: Env, actor: int) -> None:
     vm[Vm.STREAMS] += 1
     m.cpu[actor, Cpu.STREAMING] = 1
     alone = env.costs[Cost.MEMORY_2M_NS] * (vm[Vm.TRAFFIC] >> PAGE_SHIFT) >> PMD_ORDER
-    wait = max(0, vm[Vm.STREAMS] * alone - vm[Vm.TRAFFIC_NS])
+    own = slowed(env, vm[Vm.TRAFFIC_NS]) if m.cpu[actor, Cpu.SHARES_CORE] else vm[Vm.TRAFFIC_NS]
+    wait = max(0, vm[Vm.STREAMS] * alone - own)
     vm[Vm.TRAFFIC] = 0
     vm[Vm.TRAFFIC_NS] = 0
     vm[Vm.DELAY] += wait
@@ -95,16 +102,10 @@ def settle(m: Machine, env: Env, actor: int, begin: int) -> bool:
     """Add an event's delay, and what a shared core adds to its work since `begin`; False: the actor goes on later."""
     c = m.cpu[actor]
     delay = m.vm[Vm.DELAY]
-    if c[Cpu.SHARES_CORE]:
+    if c[Cpu.SHARES_CORE] and c[Cpu.TIME] < NEVER:
         c[Cpu.TIME] = begin + slowed(env, c[Cpu.TIME] - begin)
     if delay == 0:
         return True
     m.vm[Vm.DELAY] = 0
     c[Cpu.TIME] += delay
     return False
-
-
-@jit
-def slowed(env: Env, ns: int) -> int:
-    """Work on a core whose other hardware thread works too."""
-    return ns * env.costs[Cost.SMT_NS] // 1000

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kernels.contention import close_stream
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.schedule import plan_event
@@ -97,6 +98,7 @@ def end_slice(m: Machine, env: Env, actor: int) -> None:
         c[Cpu.SLICE_END] = NEVER
         vm[Vm.ENDLESS] = 1
         return
+    close_stream(m, actor)
     if in_guest(m, actor):
         m.counters[Counter.EXITS] += 1
         c[Cpu.PML] = 0

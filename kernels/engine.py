@@ -123,7 +123,6 @@ def run_ahead(m: Machine, env: Env, actor: int, budget: int) -> None:
 def run_event(m: Machine, env: Env, actor: int) -> None:
     """One event of the actor; traced as it begins, but for a fresh access, which is known only once it was fetched."""
     if ends_slice(m, actor):
-        close_stream(m, actor)
         end_slice(m, env, actor)
         return
     now = m.cpu[actor, Cpu.TIME]

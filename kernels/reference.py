@@ -1,8 +1,9 @@
 """The executable specification: the same meaning as simulate.simulate(), in plain Python, to be read next to the kernel.
 
 reference_config.py says what a point is; reference_host.py and reference_sptes.py are the two page tables as plain
-state; reference_tasks.py runs actors in virtual time; reference_notifier.py, reference_mm.py and reference_kvm.py are
-the paths they follow, reference_daemons.py khugepaged and KSM, reference_calls.py the VMM's system calls.
+state; reference_tasks.py runs actors in virtual time, reference_time.py is what they share; reference_notifier.py,
+reference_mm.py and reference_kvm.py are the paths they follow, reference_daemons.py khugepaged and KSM,
+reference_calls.py the VMM's system calls.
 Nothing of the compiled implementation is imported: tests/test_differential.py compares the two, figure by figure.
 
 Rules: mm/memory.c, mm/huge_memory.c, mm/hugetlb.c, virt/kvm/kvm_main.c and arch/x86/kvm/mmu/ of 6.1 and 6.12.
@@ -239,12 +240,16 @@ def simulate(
     ksm: Ksm | None = None,
     prealloc: Prealloc | str = Prealloc.NONE,
     prealloc_threads: int = 1,
+    cores: int | None = None,
+    smt: int = 1,
     costs: Mapping[Cost, int] = DEFAULT_COSTS,
     seed: int = 0,
     replicate: int = 0,
     max_events: int | None = None,
 ) -> Reference:
     """As simulate.simulate(), slowly. Raises ValueError for what cannot be, RuntimeError after `max_events` in one step."""
+    if smt not in (1, 2) or (cores is not None and cores < 1):
+        raise ValueError(f"cores = {cores}, smt = {smt}: at least one core, one or two hardware threads")
     config = Config(
         pages=memory // PAGE_BYTES,
         backing=member(Backing, backing),
@@ -259,6 +264,8 @@ def simulate(
         nx_huge_pages=nx_huge_pages,
         eager_page_split=eager_page_split,
         pml=pml,
+        cores=cores,
+        smt=smt,
     )
     todo = all_steps(steps, member(Prealloc, prealloc), prealloc_threads)
     if any(isinstance(step, PreFault) for _, step in todo) and not config.behaviour[Behaviour.PRE_FAULT_MEMORY]:

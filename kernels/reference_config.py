@@ -32,6 +32,8 @@ class Config:
     nx_huge_pages: bool
     eager_page_split: bool
     pml: bool
+    cores: int | None  # of the host, for the vCPUs; None: each has a CPU of its own
+    smt: int  # hardware threads per core
 
     # ---- Geometry ----------------------------------------------------------------------------------------------------
 
@@ -57,6 +59,12 @@ class Config:
     def gfns(self, span: range) -> tuple[int, int]:
         """The part of the slot, [start, end), behind these pages of the VMA."""
         return max(0, span.start - self.shift), min(self.pages, span.stop - self.shift)
+
+    # ---- CPUs --------------------------------------------------------------------------------------------------------
+
+    def cpus(self, vcpus: int) -> int:
+        """How many so many vCPUs have together."""
+        return vcpus if self.cores is None else min(vcpus, self.cores * self.smt)
 
     # ---- KVM ---------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from kernels.reference_calls import can_merge, copy_into_thp, has_twin
 from kernels.reference_host import PARTS, SPLIT_FOLIO, WHOLE
 from kernels.reference_kvm import Kvm
 from kernels.reference_tasks import Kernel, Path, Rest, Take, Task, Wait
-from kernels.spec import MAX_PTES_SHARED, PMD_PAGES, Actor, HostPmd, HostPte
+from kernels.spec import MAX_PTES_SHARED, PAGE_BYTES, PMD_BYTES, PMD_PAGES, Actor, HostPmd, HostPte
 from kernels.steps import Khugepaged, Ksm
 
 NS_PER_MS = 1_000_000
@@ -68,7 +68,9 @@ def collapse_huge_page(vm: Kvm, settings: Khugepaged, task: Task, region: int) -
         vm.host.set_pmd(region, HostPmd.COLLAPSING)  # pmdp_collapse_flush()
         yield Kernel(vm.flush_tlb_mm(task) + notifier)
         yield from vm.invalidate_range_end(task)
-        yield Kernel(copy_into_thp(vm, region))
+        copied = vm.host.to_copy(region) * PAGE_BYTES
+        copy_ns = copy_into_thp(vm, region)
+        yield Kernel(copy_ns, vm.stream(task, PMD_BYTES + copied, copy_ns))  # copied bytes are read and written, the rest is cleared
         vm.host.collapse(region)
     vm.unlock(task, vm.mmap_lock)
 

@@ -62,8 +62,9 @@ class Kvm(PrimaryMmu):
             outcome = yield from self.page_fault(task, gfn, access, prefetch=False)
         self.count["pf_" + outcome.name.lower()] += 1
         back_ns = exit_ns - exit_ns // 2 + fault_ns - fault_ns // 2
-        self.count["fault_ns"] += task.time + back_ns - exited
-        self.latencies.append(task.time + back_ns - exited)
+        latency = task.time + self.scaled(task, back_ns) - exited
+        self.count["fault_ns"] += latency
+        self.latencies.append(latency)
         yield Guest(back_ns)
 
     def fast_page_fault(self, gfn: int) -> Outcome | None:

@@ -52,6 +52,12 @@ class PrimaryMmu(MmuNotifier):
         self.count["bytes_copied"] += nbytes
         return nbytes // PMD_BYTES * self.costs[Cost.COPY_2M_NS] if nbytes >= PMD_BYTES else self.costs[Cost.COPY_4K_NS]
 
+    def fault_work(self, task: Task, ns: int, *, allocates: int = 0, clears: int = 0, copies: int = 0) -> Kernel:
+        """What a fault does before it sets the entry: a page of so many bytes from the buddy allocator, bytes to clear and to copy."""
+        memory_ns = (self.clear(clears) if clears else 0) + (self.copy(copies) if copies else 0)
+        delay = self.refill(task, allocates) if allocates else 0
+        return Kernel(ns + memory_ns, delay + self.stream(task, clears + 2 * copies, memory_ns))
+
     def no_huge_page(self, region: int) -> bool:
         """The allocation of a huge page for that region fails, all through the step."""
         return happens(self.key ^ THP_FAILURE, FOR_THP, region, self.config.thp_failure)
@@ -91,7 +97,7 @@ class PrimaryMmu(MmuNotifier):
             case HostPte.SHM_BUSY:
                 return (yield from self.sleep_on(page))
             case HostPte.NONE if self.config.anonymous:
-                yield from self.do_anonymous_page(page, write)
+                yield from self.do_anonymous_page(task, page, write)
             case HostPte.NONE | HostPte.CACHED:
                 yield from self.do_fault(task, page, write)
             case _ if reused is not None:
@@ -102,7 +108,7 @@ class PrimaryMmu(MmuNotifier):
 
     # ---- 4K pages ----------------------------------------------------------------------------------------------------
 
-    def do_anonymous_page(self, page: int, write: bool) -> Path[None]:
+    def do_anonymous_page(self, task: Task, page: int, write: bool) -> Path[None]:
         """A read maps the zero page whatever use_zero_page says. The PTE is checked again under its lock."""
         if not write:
             yield Kernel(self.costs[Cost.ZERO_MAP_NS])
@@ -111,7 +117,7 @@ class PrimaryMmu(MmuNotifier):
                 self.count["zero_page_maps"] += 1
             return
         self.host.anon_vma = True
-        yield Kernel(self.costs[Cost.ANON_FAULT_NS] + self.clear(PAGE_BYTES))
+        yield self.fault_work(task, self.costs[Cost.ANON_FAULT_NS], allocates=PAGE_BYTES, clears=PAGE_BYTES)
         if self.host.pte(page) == HostPte.NONE:
             self.host.new_page(page)
         else:
@@ -121,14 +127,16 @@ class PrimaryMmu(MmuNotifier):
         """do_read_fault(), do_shared_fault(); do_cow_fault() of a private file. A new page-cache page is locked meanwhile."""
         found = self.host.pte(page)
         cow = write and not self.config.shared
-        ns = self.costs[Cost.ANON_FAULT_NS] + self.copy(PAGE_BYTES) if cow else 0
+        ns = self.costs[Cost.ANON_FAULT_NS] if cow else 0
         self.host.anon_vma |= cow
         if found == HostPte.NONE:  # shmem_get_folio()
-            ns += self.costs[Cost.SHMEM_FAULT_NS] + self.clear(PAGE_BYTES)
+            ns += self.costs[Cost.SHMEM_FAULT_NS]
             self.host.set_pte(page, HostPte.SHM_BUSY)
         elif not cow:
             ns += self.costs[Cost.FILE_MAP_NS]
-        yield Kernel(ns)
+        new = found == HostPte.NONE
+        allocates = PAGE_BYTES if new or cow else 0
+        yield self.fault_work(task, ns, allocates=allocates, clears=PAGE_BYTES if new else 0, copies=PAGE_BYTES if cow else 0)
         if found == HostPte.NONE:
             self.host.held += PAGE_BYTES
             self.host.set_pte(page, HostPte.CACHED)
@@ -158,8 +166,8 @@ class PrimaryMmu(MmuNotifier):
         old = self.host.pte(page)
         self.host.anon_vma = True
         notifier = self.costs[Cost.NOTIFIER_NS]
-        copy_ns = self.clear(PAGE_BYTES) if old == HostPte.Z_RO else self.copy(PAGE_BYTES)
-        yield Kernel(notifier + self.costs[Cost.COW_4K_NS] + copy_ns)
+        clears, copies = (PAGE_BYTES, 0) if old == HostPte.Z_RO else (0, PAGE_BYTES)
+        yield self.fault_work(task, notifier + self.costs[Cost.COW_4K_NS], allocates=PAGE_BYTES, clears=clears, copies=copies)
         yield from self.invalidate_range_start(task, range(page, page + 1))
         if self.host.pte(page) == old:
             self.host.new_page(page)
@@ -188,7 +196,7 @@ class PrimaryMmu(MmuNotifier):
             return True
         if self.thp_falls_back(region):
             return False
-        yield Kernel(self.costs[Cost.THP_FAULT_NS] + self.clear(PMD_BYTES))
+        yield self.fault_work(task, self.costs[Cost.THP_FAULT_NS], allocates=PMD_BYTES, clears=PMD_BYTES)
         self.map_thp(region, over=HostPmd.NONE)
         return True
 
@@ -228,7 +236,7 @@ class PrimaryMmu(MmuNotifier):
     def do_huge_zero_wp_pmd(self, task: Task, region: int) -> Path[None]:
         """6.13: clears a THP first, then invalidates 2 MiB even if another task was faster."""
         notifier = self.costs[Cost.NOTIFIER_NS]
-        yield Kernel(notifier + self.costs[Cost.HUGE_ZERO_THP_NS] + self.clear(PMD_BYTES))
+        yield self.fault_work(task, notifier + self.costs[Cost.HUGE_ZERO_THP_NS], allocates=PMD_BYTES, clears=PMD_BYTES)
         yield from self.invalidate_range_start(task, self.host.span(region))
         mapped = self.map_thp(region, over=HostPmd.HZ_RO)
         yield Kernel(notifier + (self.flush_tlb_mm(task) if mapped else 0))
@@ -243,15 +251,17 @@ class PrimaryMmu(MmuNotifier):
             self.host.split_pmd(region)
             self.count["thp_split_pmd"] += 1
             flush_ns = self.flush_tlb_mm(task)
-        yield Kernel(flush_ns + self.costs[Cost.SPLIT_PMD_NS] + notifier)
+        wait = self.lock_page_table(task, self.host.span(region).start)
+        yield Kernel(flush_ns + self.costs[Cost.SPLIT_PMD_NS] + notifier, wait)
         yield from self.invalidate_range_end(task)
 
     # ---- Huge pages of any kind --------------------------------------------------------------------------------------
 
     def fill_huge(self, task: Task, region: int, fault_ns: int, leaf: HostPmd) -> Path[None]:
-        """shmem_get_folio(), hugetlb_no_page(): cleared under the folio's lock or hugetlb_fault_mutex."""
+        """shmem_get_folio(), hugetlb_no_page(): cleared under the folio's lock or hugetlb_fault_mutex. Hugetlb has its own pool."""
         self.host.set_pmd(region, HostPmd.HUGE_BUSY)
-        yield Kernel(fault_ns + self.clear(self.config.huge_bytes))
+        allocates = 0 if self.config.hugetlb else PMD_BYTES
+        yield self.fault_work(task, fault_ns, allocates=allocates, clears=self.config.huge_bytes)
         self.host.set_pmd(region, leaf)
         self.host.held += self.config.huge_bytes
         self.unlock_page(task, self.host.span(region).start)
@@ -283,7 +293,7 @@ class PrimaryMmu(MmuNotifier):
         """Under hugetlb_fault_mutex, so nobody else can be faster."""
         notifier, span = self.costs[Cost.NOTIFIER_NS], self.host.span(region)
         self.host.set_pmd(region, HostPmd.HUGE_SH_BUSY)
-        yield Kernel(notifier + self.costs[Cost.HUGETLB_FAULT_NS] + self.copy(self.config.huge_bytes))
+        yield self.fault_work(task, notifier + self.costs[Cost.HUGETLB_FAULT_NS], copies=self.config.huge_bytes)
         yield from self.invalidate_range_start(task, span)
         self.host.free_leaf(HostPmd.HUGE_SH)
         self.host.held += self.config.huge_bytes

@@ -15,9 +15,7 @@ class MmuNotifier(Scheduler):
     """Both page tables, and what keeps KVM's from being newer or older than the VMM's."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.config = config
-        self.costs = config.costs
+        super().__init__(config)
         self.behaviour = config.behaviour
         self.host = Host(config)
         self.sptes = Sptes(config.orders, config.nx_huge_pages)
@@ -45,14 +43,14 @@ class MmuNotifier(Scheduler):
 
     def flush_remote_tlbs(self, task: Task) -> int:
         """kvm_flush_remote_tlbs(): every other vCPU in the guest."""
-        targets = [a for a in self.actors if a is not task and a.in_guest] if self.who == Actor.GUEST else []
+        targets = [a for a in self.actors if a is not task and a.in_guest and a.on_cpu] if self.who == Actor.GUEST else []
         self.count["remote_tlb_flush_requests"] += 1
         self.count["remote_tlb_flush"] += bool(targets)
         return self.shootdown(targets)
 
     def flush_tlb_mm(self, task: Task) -> int:
         """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not."""
-        return self.shootdown([a for a in self.actors if a is not task and a.kind != Actor.IDLE and not a.done])
+        return self.shootdown([a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.on_cpu and not a.done])
 
     # ---- Callbacks ---------------------------------------------------------------------------------------------------
 

@@ -3,21 +3,26 @@
 A path is a generator that yields what its actor waits for: time to pass in the kernel, the guest to run, a lock, or
 another task's page lock. Between two yields nothing else happens in the machine. The next event is the one with the
 smallest (time, in flight before in the guest, actor number). Daemons (khugepaged, KSM) live on from step to step.
+What an actor waits for on top of its own work is kept in reference_time.py.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from kernels.spec import Actor, Counter
+from kernels.cost import Cost
+from kernels.reference_config import Config
+from kernels.reference_time import REFILL, CacheLine, Cores, ShortHold, Thread, shares_core
+from kernels.spec import PAGE_BYTES, PMD_PAGES, PUD_ORDER, Actor, Counter
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """Work in the kernel for so many ns."""
+    """Work in the kernel for so many ns, and a wait after it."""
 
     ns: int
+    delay: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,10 @@ Path: TypeAlias = Generator[Wait, None, T]  # a piece of the fault path that end
 
 
 @dataclass
-class Task:
+class Task(Thread):
     """One actor, and where it is."""
 
-    number: int
-    kind: Actor
     path: Iterator[Wait] = field(default_factory=lambda: iter(()))
-    time: int = 0  # of its next event, or when it fell asleep
     in_guest: bool = False
     resting: bool = False
     asleep: bool = False
@@ -73,6 +75,8 @@ class RwLock:
     """A fair rwlock, first come, first served: kvm->mmu_lock, and mmap_lock (whose only writer is khugepaged)."""
 
     wait_counter: str
+    spins: bool  # who waits for it keeps the CPU
+    line: CacheLine = field(default_factory=CacheLine)
     readers: int = 0
     writer: bool = False
     queue: deque[tuple[Task, bool]] = field(default_factory=deque)
@@ -101,13 +105,20 @@ class RwLock:
 class Scheduler:
     """The actors of the present step, the daemons beside them, the locks they share, and what they count."""
 
-    def __init__(self) -> None:
-        self.mmu_lock = RwLock("mmu_lock_wait_ns")
-        self.mmap_lock = RwLock("mmap_lock_wait_ns")
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.costs = config.costs
+        self.mmu_lock = RwLock("mmu_lock_wait_ns", spins=True)
+        self.mmap_lock = RwLock("mmap_lock_wait_ns", spins=False)
+        self.zone_lock = ShortHold()
+        self.page_table_locks = defaultdict[int, ShortHold](ShortHold)  # of page tables that hold PMDs: one per GiB of the VMA
+        self.cores: Cores | None = None  # where vCPUs take turns
         self.actors: list[Task] = []
         self.daemons: list[Task] = []
         self.who = Actor.GUEST
         self.count = {c.name.lower(): 0 for c in Counter}
+
+    # ---- A step ------------------------------------------------------------------------------------------------------
 
     def start_daemon(self, kind: Actor, path: Callable[[Task], Iterator[Wait]], first_ns: int) -> None:
         """The daemon's first event comes so late in the run."""
@@ -124,56 +135,117 @@ class Scheduler:
         for number, daemon in enumerate(self.daemons, len(paths)):
             daemon.number = number
             daemon.time = max(0, daemon.time)
+        self.start_afresh()
         events = 0
         while ready := self.ready():
             events += 1
             if events > max_events:
                 raise RuntimeError(f"no end after {max_events} events")
-            self.advance(min(ready, key=lambda a: (a.time, a.in_guest, a.number)))
+            self.happen(min(ready, key=self.next_event))
         if not all(a.done for a in self.actors) or not all(d.resting for d in self.daemons):
             raise RuntimeError("all actors sleep")
+        self.count["core_wait_ns"] += self.cores.wait_ns if self.cores else 0
         return max(a.time for a in self.actors)
 
-    def ready(self) -> list[Task]:
-        """Who can go on: when the step's own actors are done, the daemons, as long as one is in the middle of an operation."""
-        going = [a for a in self.actors + self.daemons if not (a.done or a.asleep)]
-        over = all(d.resting for d in self.daemons) and all(a.done for a in self.actors)
-        return [] if over else going
+    def start_afresh(self) -> None:
+        """What is shared by the actors of one step: cache lines, short locks, CPUs."""
+        self.mmu_lock.line, self.mmap_lock.line = CacheLine(), CacheLine()
+        self.zone_lock = ShortHold()
+        self.page_table_locks.clear()
+        cpus = self.config.cpus(len(self.actors)) if self.who == Actor.GUEST else len(self.actors)
+        self.cores = None
+        if cpus < len(self.actors):
+            self.cores = Cores(self.actors, cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS])
 
     def pass_time(self, ns: int) -> None:
         """A step is over: times of the daemons count from the next one's start."""
         for daemon in self.daemons:
             daemon.time -= ns
 
+    # ---- Events ------------------------------------------------------------------------------------------------------
+
+    def ready(self) -> list[Task]:
+        """Who can go on: when the step's own actors are done, the daemons, as long as one is in the middle of an operation."""
+        going = [a for a in self.actors + self.daemons if a.on_cpu and not (a.done or a.asleep)]
+        over = all(d.resting for d in self.daemons) and all(a.done for a in self.actors)
+        return [] if over else going
+
+    def next_event(self, task: Task) -> tuple[int, bool, int]:
+        """Where it stands in the order of events: the end of its slice, or its own next one."""
+        end = Cores.preemption(task)
+        return (task.time, task.in_guest, task.number) if end is None else (end, False, task.number)
+
+    def happen(self, task: Task) -> None:
+        """The actor's next event."""
+        end = Cores.preemption(task)
+        if end is None or self.cores is None:
+            self.advance(task)
+        elif self.cores.end_slice(task, end):
+            task.streams = False
+            if task.in_guest:
+                self.count["exits"] += 1
+                task.pml = 0
+
     def advance(self, task: Task) -> None:
-        """One event of the actor: until it has to wait."""
-        task.resting = False
+        """One event of the actor's own; if it sleeps then or is done, its CPU is free."""
+        task.began = task.time
+        task.streams = task.resting = False
+        self.follow(task)
+        if self.cores and task.kind == Actor.GUEST and (task.done or (task.asleep and not task.spins)):
+            self.cores.leave(task, task.began)
+
+    def follow(self, task: Task) -> None:
+        """Its path, until it has to wait."""
         for wait in task.path:
             match wait:
                 case Take(lock, write):
-                    if not lock.queue and lock.admits(write):
-                        lock.take(write)
+                    if self.take_lock(task, lock, write):
                         continue
-                    lock.queue.append((task, write))
-                    task.asleep = True
                 case SleepOnPage(page):
                     task.sleeps_on = page
                     task.asleep = True
-                case Kernel(ns) | Guest(ns) | Rest(ns):
-                    task.time += ns
+                case Kernel(ns, delay):
+                    task.time += self.scaled(task, ns) + delay
+                    task.in_guest = False
+                case Guest(ns) | Rest(ns):
+                    task.time += self.scaled(task, ns)
                     task.in_guest = isinstance(wait, Guest)
                     task.resting = isinstance(wait, Rest)
             return
         task.done = True
         task.in_guest = False
 
+    def scaled(self, task: Task, ns: int) -> int:
+        """What its own work takes: longer while another vCPU works on the same core."""
+        if task.kind != Actor.GUEST or self.config.cores is None:
+            return ns
+        shares = shares_core(task.number, len(self.actors), self.config.cores, self.config.smt)
+        return ns * self.costs[Cost.SMT_NS] // 1000 if shares else ns
+
+    # ---- Locks -------------------------------------------------------------------------------------------------------
+
+    def take_lock(self, task: Task, lock: RwLock, write: bool) -> bool:
+        """Ask for it. True if the task has it and goes on at once: the lock is free, its cache line the task's own."""
+        now, others = task.time, len(self.actors) - 1
+        if others:
+            task.time = lock.line.take(task.number, now, self.costs[Cost.LINE_NS] + self.costs[Cost.LINE_CPU_NS] * others)
+        task.spins |= lock.spins
+        self.count["cache_line_wait_ns"] += task.time - now
+        if lock.queue or not lock.admits(write):
+            lock.queue.append((task, write))
+            task.asleep = True
+            return False
+        lock.take(write)
+        return task.time == now
+
     def take_mmu_lock(self, write: bool) -> Path[None]:
         self.count["mmu_lock_write" if write else "mmu_lock_read"] += 1
         yield Take(self.mmu_lock, write)
 
     def unlock(self, task: Task, lock: RwLock) -> None:
-        for other in lock.release():
-            self.count[lock.wait_counter] += task.time - other.time
+        task.spins &= not lock.spins
+        for other in sorted(lock.release(), key=lambda a: a.number):
+            self.count[lock.wait_counter] += max(0, task.time - other.time)
             self.wake(other, task.time)
 
     def unlock_page(self, task: Task, page: int) -> None:
@@ -182,6 +254,40 @@ class Scheduler:
                 self.wake(other, task.time)
 
     def wake(self, sleeper: Task, now: int) -> None:
-        sleeper.time = now
+        """It goes on, but not before the cache line of the lock it asked for has come."""
+        sleeper.time = max(now, sleeper.time)
         sleeper.asleep = False
         sleeper.sleeps_on = None
+        if self.cores and not sleeper.on_cpu:
+            self.cores.wake(sleeper, now)
+
+    # ---- Delays ------------------------------------------------------------------------------------------------------
+
+    def refill(self, task: Task, nbytes: int) -> int:
+        """rmqueue_pcplist(), rmqueue_bulk() for a page of that size; returns the wait for zone->lock."""
+        if len(self.actors) == 1:
+            return 0
+        wait = 0
+        if task.free_pages[nbytes] == 0:
+            task.free_pages[nbytes] = REFILL[nbytes]
+            wait = self.zone_lock.hold(task.time, self.costs[Cost.ZONE_LOCK_NS])
+            self.count["zone_lock_wait_ns"] += wait
+        task.free_pages[nbytes] -= 1
+        return wait
+
+    def stream(self, task: Task, traffic: int, work_ns: int) -> int:
+        """So many bytes go over the memory bus, all CPUs' together; returns what that takes longer than the CPU itself needs."""
+        if not traffic:
+            return 0
+        task.streams = True
+        streams = sum(other.streams for other in self.actors + self.daemons)
+        least = streams * (self.costs[Cost.MEMORY_2M_NS] * (traffic // PAGE_BYTES) // PMD_PAGES)
+        wait = max(0, least - self.scaled(task, work_ns))
+        self.count["bandwidth_wait_ns"] += wait
+        return wait
+
+    def lock_page_table(self, task: Task, page: int) -> int:
+        """pmd_lock() while a PMD is split; returns the wait."""
+        wait = self.page_table_locks[page >> PUD_ORDER].hold(task.time, self.costs[Cost.SPLIT_PMD_NS])
+        self.count["page_table_lock_wait_ns"] += wait
+        return wait
