@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.calls import make_call
-from kernels.contention import close_stream, settle
+from kernels.contention import close_stream, settle, slowed
 from kernels.cores import end_slice, leave_event, start_cores
 from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
 from kernels.fault import FIRST, begin_access, half_exit, step_phase
@@ -113,6 +113,7 @@ def run_ahead(m: Machine, env: Env, actor: int, budget: int) -> None:
     if c[Cpu.PHASE] != Phase.TOUCH:
         return
     first_half = half_exit(env, FIRST)
+    first_half = min(first_half, slowed(env, first_half))  # of whichever vCPU
     horizon = min(m.flight[1], next_other(m.touch, actor) + first_half)
     while c[Cpu.PHASE] == Phase.TOUCH and c[Cpu.TIME] < horizon and m.vm[Vm.EVENTS] < budget:
         m.vm[Vm.EVENTS] += 1
