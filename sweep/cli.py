@@ -223,6 +223,28 @@ def explain(
 
 
 @app.command()
+def calibrate(
+    source: Annotated[str | None, typer.Option("--from", help="observed rates: a .csv file, or a name in configs/observations")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="cost file to write (TOML)")] = None,
+    costs: Annotated[str, typer.Option(help="cost file to start from: values, ranges")] = "default",
+    hosts: Annotated[list[str] | None, typer.Option("--host", help="rows whose case begins so")] = None,
+    cases: Annotated[list[str] | None, typer.Option("--case", help="rows whose case matches this pattern")] = None,
+    widen: Annotated[list[str] | None, typer.Option("--widen", help="NAME=LOW:HIGH: a wider range, in ns, for this host")] = None,
+    hold: Annotated[list[str] | None, typer.Option("--hold", help="a cost that stays as it is")] = None,
+    note: Annotated[str, typer.Option(help="what the fit leaves unexplained; goes into the file")] = "",
+    leave_one_out: Annotated[bool, typer.Option("--leave-one-out", help="predict each row from a fit to the others")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the costs of a host to observed rates. Example: faultsweep calibrate --from published-rates --host houghton -o mine.toml"""
+    from sweep.calibrate import CalibrateOptions
+    from sweep.calibrate import calibrate as fit_costs
+
+    options = CalibrateOptions(source, out, costs, hosts or (), cases or (), widen or (), hold or (), note, leave_one_out)
+    fitted = fit_costs(options)
+    _print_json(fitted.as_json()) if as_json else print(fitted.as_text())
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What works here: packages, compile cache, Ray, KVM, THP state, disk."""
     from sweep.doctor import examine

@@ -5,7 +5,7 @@ import json
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,8 @@ class CostFile:
     values: Mapping[Cost, int]
     ranges: Mapping[Cost, tuple[int, int]]
     notes: tuple[str, ...]
+    about: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[Cost, Mapping[str, str]] = field(default_factory=dict)  # basis, source and the like of each entry
 
     def digest(self) -> str:
         return digest_of({cost.name: value for cost, value in self.values.items()})
@@ -57,7 +59,7 @@ class CostFile:
             number = int(value)
         else:
             raise ValueError(f"{text!r}: low, high or a number of ns is needed behind the =")
-        return CostFile(f"{self.name}@{text}", {**self.values, cost: number}, self.ranges, self.notes)
+        return replace(self, name=f"{self.name}@{text}", values={**self.values, cost: number})
 
 
 def load_costs(text: str, folder: Path) -> CostFile:
@@ -86,7 +88,7 @@ def load_costs(text: str, folder: Path) -> CostFile:
 def _read_costs(name: str, path: Path, _mtime_ns: int, _size: int) -> CostFile:
     content, text = read_toml(path)
     faults: list[Fault] = []
-    found = _Costs({}, {}, [])
+    found = _Costs({}, {}, [], {})
     for key in set(content) - {"about", "cost"}:
         faults.append(Fault(where_is([(path, text)], (key,)), key, f"unknown table; {nearest(key, ('about', 'cost'))}"))
     costs = content.get("cost", {})
@@ -103,13 +105,20 @@ def _read_costs(name: str, path: Path, _mtime_ns: int, _size: int) -> CostFile:
         raise StudyError(faults)
     values = {cost: found.values[cost] for cost in Cost}
     ranges = {cost: found.ranges[cost] for cost in Cost}
-    return CostFile(name, values, ranges, tuple(found.notes))
+    about = content.get("about", {})
+    about = {key: text for key, text in about.items() if isinstance(text, str)} if isinstance(about, dict) else {}
+    return CostFile(name, values, ranges, tuple(found.notes), about, found.texts)
 
 
 class _Costs(NamedTuple):
     values: dict[Cost, int]
     ranges: dict[Cost, tuple[int, int]]
     notes: list[str]
+    texts: dict[Cost, dict[str, str]]
+
+
+COST_TEXTS = ("unit", "basis", "machine", "method", "date", "source")  # what is said of a cost, beside value and range
+COST_KEYS = ("value", "range", *COST_TEXTS)
 
 
 def _add_cost(found: _Costs, path: Path, key: str, entry: Any) -> str:
@@ -122,6 +131,7 @@ def _add_cost(found: _Costs, path: Path, key: str, entry: Any) -> str:
         return fault
     cost = COST_NAMES[key]
     found.values[cost], found.ranges[cost] = value, (low, high)
+    found.texts[cost] = {name: entry[name] for name in COST_TEXTS if name in entry}
     if value == 0:
         found.notes.append(f"{path}: cost.{key} is 0")
     elif not low <= value <= high:
@@ -134,15 +144,17 @@ def _cost_entry(entry: Any) -> tuple[str, tuple[int, int, int]]:
     none = (0, 0, 0)
     if not isinstance(entry, dict) or "value" not in entry:
         return "must be a table with value, range, basis, source", none
-    unknown = set(entry) - {"value", "range", "basis", "source"}
+    unknown = set(entry) - set(COST_KEYS)
     if unknown:
-        return f"unknown key {min(unknown)!r}; {nearest(min(unknown), ('value', 'range', 'basis', 'source'))}", none
+        return f"unknown key {min(unknown)!r}; {nearest(min(unknown), COST_KEYS)}", none
     spread = entry.get("range", [entry["value"], entry["value"]])
     if not isinstance(spread, list):
         return f"range must be [low, high], got {spread!r}", none
-    for name in ("basis", "source"):
+    for name in COST_TEXTS:
         if not isinstance(entry.get(name, ""), str):
             return f"{name} must be text, got {entry[name]!r}", none
+    if entry.get("unit", "ns") != "ns":
+        return f"unit must be 'ns', got {entry['unit']!r}; all costs are virtual nanoseconds", none
     numbers = [entry["value"], *spread]
     if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MAX_COST_NS for n in numbers):
         return f"value and range must be whole ns from 0 to {MAX_COST_NS}, got {numbers}", none

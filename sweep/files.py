@@ -18,12 +18,12 @@ MAX_TOML_BYTES = 1 << 20
 MAX_DOTS = 64
 
 
-def read_bytes(path: Path, limit: int = MAX_TOML_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_TOML_BYTES, what: str = "TOML file") -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises StudyError that names path, cause and cure."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
-            raise StudyError([Fault(str(path), "", "is no regular file; give the path of a TOML file")])
+            raise StudyError([Fault(str(path), "", f"is no regular file; give the path of a {what}")])
         if info.st_size > limit:
             raise StudyError([Fault(str(path), "", f"has {info.st_size} bytes; at most {limit} are read")])
         with path.open("rb") as file:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ class Context:
     study: str
     workloads: dict[str, Workload]
     costs: dict[str, CostFile]
+
+    @cached_property
+    def cost_digests(self) -> dict[str, str]:
+        """Digest of each cost file's values, computed once."""
+        return {name: file.digest() for name, file in self.costs.items()}
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def point_row(planned: PlannedPoint, context: Context, run: Run) -> dict[str, An
     return {
         **_identity(planned, context),
         **planned.point.columns(),
+        "costs_digest": context.cost_digests[planned.point.costs],
         **run.counters,
         **run.gauges,
         "guest_ns": run.guest_ns,

@@ -8,6 +8,7 @@ from kernels.jit import model_digest
 from sweep.configs import COST_NAMES, CostFile, Workload
 from sweep.dataset.files import read_object
 from sweep.errors import DatasetError
+from sweep.observations import from_record
 from sweep.parameters import PARAMETERS
 from sweep.schema import SCHEMA_VERSION
 from sweep.steps import STEP
@@ -30,6 +31,7 @@ def study_record(study: Study, points: int) -> dict[str, Any]:
             "blocks": [_block_record(block) for block in study.blocks],
             "workloads": {name: _workload_record(workload) for name, workload in sorted(study.workloads.items())},
             "costs": {name: _cost_record(costs) for name, costs in sorted(study.costs.items())},
+            **({"observations": [row.record() for row in study.observations]} if study.observations else {}),
         },
     }
 
@@ -64,6 +66,7 @@ def read_study(root: Path) -> Study:
             costs={name: _costs(name, entry) for name, entry in inner["costs"].items()},
             text="",
             path=str(root / "study.json"),
+            observations=tuple(from_record(entry) for entry in inner.get("observations", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DatasetError(f"{root / 'study.json'}: cannot be understood ({error}); run the study again to write it anew") from None

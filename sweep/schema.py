@@ -131,6 +131,7 @@ _POINT_TIMES = (
 POINTS: tuple[Column, ...] = (
     *_IDENTITY,
     *(_parameter_column(name) for name in PARAMETERS),
+    Column("costs_digest", pa.string(), "parameters", "SHA-256 of the values of the cost file, as in study.json"),
     *_MEASURED,
     *_POINT_TIMES,
     *_LATENCY,

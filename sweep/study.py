@@ -13,6 +13,7 @@ from sweep.configs import CostFile, Workload, digest_of, load_costs, load_worklo
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
 from sweep.locate import Location, Source, where_is
+from sweep.observations import Observation, load_observations
 from sweep.parameters import ALLOWED_VALUES, CHECKS, DAEMON_ADAPTERS, DAEMONS, NAME_PATTERN, PARAMETERS, Point
 from sweep.steps import check_steps
 from sweep.where import Where, WhereError
@@ -64,6 +65,7 @@ class Study:
     text: str
     path: str = ""
     notes: tuple[str, ...] = ()
+    observations: tuple[Observation, ...] = ()  # what the report shows beside predictions; no part of the identity
 
     def where(self, *location: int | str) -> str:
         """'file:line' of a key, for messages."""
@@ -159,6 +161,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     blocks = _read_blocks(reader)
     workloads = _read_workloads(reader, blocks)
     costs = _read_costs(reader, blocks)
+    observations = _read_observations(reader)
     _check_combinations(reader, blocks, workloads)
     if reader.faults:
         raise StudyError(reader.in_order())
@@ -170,6 +173,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         text=sources[0][1],
         path=str(path),
         notes=tuple(reader.notes),
+        observations=observations,
     )
 
 
@@ -229,8 +233,8 @@ def _override_value(key: str, value: str) -> Any:
     return value if key in _TEXT and not isinstance(parsed, str) else parsed
 
 
-_TEXT = frozenset(name for name, info in Point.model_fields.items() if isinstance(info.default, str)) | {"name", "title"}
-STUDY_KEYS = ("name", "title", "seed", "replicates", "budget_cpu_hours")
+_TEXT = frozenset(name for name, info in Point.model_fields.items() if isinstance(info.default, str)) | {"name", "title", "observations"}
+STUDY_KEYS = ("name", "title", "seed", "replicates", "budget_cpu_hours", "observations")
 
 
 def _drop_axis(content: dict[str, Any], name: str) -> None:
@@ -419,6 +423,23 @@ def _read_costs(reader: _Reader, blocks: Sequence[Block]) -> dict[str, CostFile]
             at = reader.where(("point", "costs"))
             reader.faults += [fault if fault.where else Fault(at, fault.field, fault.text) for fault in error.faults]
     return found
+
+
+def _read_observations(reader: _Reader) -> tuple[Observation, ...]:
+    """The file of observed rates that [study] names, if it does."""
+    study = reader.content.get("study", {})
+    text = study.get("observations") if isinstance(study, dict) else None
+    if text is None:
+        return ()
+    at: Location = ("study", "observations")
+    if not isinstance(text, str) or not 0 < len(text) <= 1000:
+        reader.fault(at, f"{short(text)}: must be the name of an observations file or the path of a .csv file")
+        return ()
+    try:
+        return load_observations(text, reader.folder)
+    except StudyError as error:
+        reader.faults += [fault if fault.where else Fault(reader.where(at), "study.observations", fault.text) for fault in error.faults]
+        return ()
 
 
 def block_values(block: Block, index: int) -> dict[str, Any]:

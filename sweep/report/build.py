@@ -8,7 +8,9 @@ from typing import Any
 from sweep.dataset.files import publish, read_object
 from sweep.dataset.read import Dataset
 from sweep.errors import DatasetError
+from sweep.record import read_study
 from sweep.report.claims import Judged, judge, worlds_of
+from sweep.report.observed import figures_table, observed_table
 from sweep.report.tables import ReportTable, general_table
 from sweep.report.thread import CLAIMS, main_tables, switch_table
 
@@ -101,6 +103,8 @@ def build_report(root: Path) -> Report:
         worlds = worlds_of(points, dataset.steps())
         claims = [judged for claim in CLAIMS if (judged := judge(claim, worlds)) is not None]
         tables = [*main, switch_table(worlds[0])]
+    if observations := read_study(root).observations:
+        tables = [*(tables if claims else [figures_table(points, observations)]), observed_table(points, observations)]
     sealed = dataset.store.sealed() or {}
     digests: dict[str, str] = {"model_digest": str(record["model_digest"])}
     digests |= {key: str(sealed[key]) for key in ("root_digest", "content_digest") if key in sealed}
