@@ -29,6 +29,13 @@ class ReportTable:
     note: str = ""
 
 
+def pick(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """Rows whose columns have these values."""
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
 def means(points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Mean of each measure over replicates, one row per combination of `keys`, in order of first appearance."""
     return points.groupby(list(keys), sort=False, observed=True)[list(MEASURES)].mean().reset_index()

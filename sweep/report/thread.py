@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from sweep.report import overcommit
 from sweep.report.claims import Claim, World
-from sweep.report.tables import ReportTable, means, shown
+from sweep.report.tables import ReportTable, means, pick, shown
 
 VCPUS = 8
 MEANINGFUL = 0.01  # a hundredth of the boot: what "a meaningful part of boot time" is taken to be
@@ -16,13 +17,6 @@ FAR_MORE = 3.0  # "far, far more" is taken to be at least three times as much
 REPORTED = {"boot_ovmf": 8000, "boot_seabios": 17000, "boot_nested": 44000}
 KEYS = ("kernel", "policy", "backing", "use_zero_page", "prealloc")
 BASE = {"kernel": "6.5", "policy": "mainline", "backing": "anonymous_thp", "use_zero_page": True, "prealloc": "none"}
-
-
-def pick(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    """Rows whose columns have these values."""
-    for column, value in wanted.items():
-        frame = frame[frame[column] == value]
-    return frame
 
 
 def boot(world: World, workload: str = "boot_ovmf", **changes: object) -> "pd.Series[float] | None":
@@ -315,6 +309,7 @@ CLAIMS: tuple[Claim, ...] = (
         holds=lambda v: v > 0,
         figure=_vmm_figure,
     ),
+    overcommit.CLAIM,
 )
 
 
@@ -393,6 +388,8 @@ def main_tables(points: pd.DataFrame) -> list[ReportTable]:
         base = pick(frame, **BASE)
         title = f"{workload}, {VCPUS} vCPUs; (x): relative to 6.5 mainline, THP, zero page"
         tables.append(ReportTable(title, shown(frame, KEYS, None if base.empty else base.iloc[0])))
+    if tables and not pick(points, workload="boot_ovmf_parallel").empty:
+        tables.append(overcommit.overcommit_table(points))
     return tables
 
 
