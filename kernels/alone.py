@@ -204,10 +204,17 @@ def touch_cells(m: Machine, table: PageTable, scratch: Scratch, first: int, end:
 
 @jit
 def same_bytes(pte: Bytes, first: int, end: int) -> bool:
-    different = np.int64(0)
-    for page in range(first, end):
-        different |= np.int64(pte[page] ^ pte[first])
+    """All unsigned and 8 bits wide, so that the loop runs over vectors of bytes."""
+    different = np.uint8(0)
+    for page in range(np.uint64(first), np.uint64(end)):
+        different = np.uint8(different | (pte[page] ^ pte[first]))
     return different == 0
+
+
+@jit
+def fill_bytes(part: Bytes, state: np.uint8) -> None:
+    for i in range(len(part)):
+        part[i] = state
 
 
 @jit
@@ -217,8 +224,7 @@ def touch_run(pte: Bytes, first: int, end: int, write: int, after: Bytes, seen: 
     state = after[k]
     if state != UNKNOWN and same_bytes(pte, first, end):
         if state != pte[first]:
-            for page in range(first, end):
-                pte[page] = state
+            fill_bytes(pte[first:end], state)
         seen[k] += end - first
         return end
     for page in range(first, end):
