@@ -129,17 +129,25 @@ print(time.process_time())
 """
 
 
+NUMBA_ALONE = """
+import time
+import numba
+numba.njit(lambda x: x)(1)
+print(time.process_time())
+"""
+
+
 def start() -> Iterator[Figure]:
-    def seconds(folder: str) -> float:
+    def seconds(program: str, folder: str) -> float:
         environment = os.environ | {"FAULTSWEEP_CACHE_DIR": folder}
-        ran = subprocess.run([sys.executable, "-c", COMPILE], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        ran = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
         return float(ran.stdout)
 
     with tempfile.TemporaryDirectory() as folder:
-        cold = seconds(folder)
-        (warm,) = medians(lambda: seconds(folder))
+        cold = seconds(COMPILE, folder)
+        warm, alone = medians(lambda: seconds(COMPILE, folder), lambda: seconds(NUMBA_ALONE, folder))
     text = "CPU of a new process that imports kernels and runs each of the four loops once"
-    yield Figure("warm start of all kernels", warm, 0.5, 0.25, "s CPU", f"{text}, compiled before")
+    yield Figure("warm start of all kernels", warm, 0.5, 0.25, "s CPU", f"{text}, compiled before; numba alone takes {alone:.2f} s")
     yield Figure("cold compile of all kernels", cold, 10.0, 4.0, "s CPU", f"{text}, with an empty cache; one run")
 
 
