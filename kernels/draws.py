@@ -50,13 +50,33 @@ _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _S11, _S2, _S32 = np.uint64(11), np.uint64(2), np.uint64(32)
 
 
+NEXT_DRAW = np.uint64(GOLDEN * 4 & MASK64)  # from draw_state() of one draw to that of the next
+
+
 @jit
-def draw(key: int, salt: int, i: int) -> np.uint64:
-    """64 random bits: number i of the key's stream `salt`."""
-    z = np.uint64(key) + _GOLDEN * np.uint64((i << 2) + salt + 1)
+def draw_state(key: int, salt: int, i: int) -> np.uint64:
+    """What scramble() makes draw number i of the key's stream `salt` of; the next draw's is NEXT_DRAW more."""
+    return np.uint64(key) + _GOLDEN * np.uint64((i << 2) + salt + 1)
+
+
+@jit
+def scramble(z: np.uint64) -> np.uint64:
+    """splitmix64's finaliser."""
     z = (z ^ (z >> _S30)) * _M1
     z = (z ^ (z >> _S27)) * _M2
     return z ^ (z >> _S31)
+
+
+@jit
+def draw(key: int, salt: int, i: int) -> np.uint64:
+    """64 random bits: number i of the key's stream `salt`."""
+    return scramble(draw_state(key, salt, i))
+
+
+@jit
+def drawn_below(bits: np.uint64, limit: int) -> bool:
+    """The draw says yes: its DRAW_BITS upper bits are below what cut() gave."""
+    return np.int64(bits >> _S11) < limit
 
 
 @jit
@@ -71,17 +91,29 @@ def actor_key(key: int, actor: int) -> int:
 
 
 @jit
-def permute(key: int, i: int, n: int) -> int:
-    """Place of i in a permutation of 0 ... n - 1: four Feistel rounds over the next power of four, cycle walking."""
+def half_bits(n: int) -> int:
+    """Half the bits of the next power of four: what permute_once() permutes."""
     half = 1
     while (1 << (2 * half)) < n:
         half += 1
+    return half
+
+
+@jit
+def permute_once(key: int, x: int, half: int) -> int:
+    """Place of x in a permutation of the power of four: four Feistel rounds."""
     mask = (1 << half) - 1
-    x = i
-    while True:  # ends: a permutation of the power of four leads back into 0 ... n - 1
-        left, right = x >> half, x & mask
-        for turn in range(4):
-            left, right = right, left ^ (np.int64(draw(key ^ PERMUTE_KEY, turn, right) >> _S32) & mask)
-        x = (left << half) | right
-        if x < n:
-            return x
+    left, right = x >> half, x & mask
+    for turn in range(4):
+        left, right = right, left ^ (np.int64(draw(key ^ PERMUTE_KEY, turn, right) >> _S32) & mask)
+    return (left << half) | right
+
+
+@jit
+def permute(key: int, i: int, n: int) -> int:
+    """Place of i in a permutation of 0 ... n - 1: that of the next power of four, cycle walking."""
+    half = half_bits(n)
+    x = permute_once(key, i, half)
+    while x >= n:  # ends: a permutation of the power of four leads back into 0 ... n - 1
+        x = permute_once(key, x, half)
+    return x

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,11 +60,64 @@ if _CACHE is not None:
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 
 
+class _Ingredient(JITCodeLibrary):
+    """The code of a function that only compiled functions call. It is optimised and made machine code with its entry, not by itself."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+class _Inlined(Compiler):
+    """Numba's pipeline, without machine code at its end: every function would be compiled once more for each caller's caller."""
+
+    attribute = "alwaysinline"
+
+    def _compile_core(self) -> Any:
+        state = self.state
+        state.flags.no_compile = True
+        state.library = _Ingredient(state.targetctx.codegen(), state.func_id.func_qualname)  # type: ignore[no-untyped-call]
+        result = super()._compile_core()  # type: ignore[no-untyped-call]
+        state.library.get_function(result.fndesc.llvm_func_name).add_function_attribute(self.attribute)
+        result = result._replace(entry_point=[].append)  # by this callers find it: any builtin of its own, for it is never called
+        state.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
+        return result
+
+
+class _Called(_Inlined):
+    attribute = "noinline"
+
+
 def jit(function: F) -> F:
     """Compile for callers that are compiled themselves, always inlined: a call would pass every array of the machine."""
     compile_with: Any = numba.njit
-    compiled: F = compile_with(**_OPTIONS, no_cpython_wrapper=True, forceinline=True)(function)
+    compiled: F = compile_with(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=_Inlined)(function)
     return compiled
+
+
+def shared(function: F) -> F:
+    """Compile for callers that are compiled themselves, as a call: for what is large and not in an inner loop."""
+    compile_with: Any = numba.njit
+    compiled: F = compile_with(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=_Called)(function)
+    return compiled
+
+
+def _prefetch(_typing: Any, array: Any, index: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
+        builder.call(function, [address, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
+prefetch: Any = intrinsic(_prefetch)  # asks for the cache line of array[index], for writing; any index will do
 
 
 def entry(function: F) -> F:

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from kernels.alone import new_scratch, run_alone
 from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Cost, cost_row
 from kernels.draws import cut, step_key
-from kernels.engine import PageTable, new_page_table, run_alone, run_beside_daemons, run_call, run_many
+from kernels.engine import run_beside_daemons, run_call, run_many
+from kernels.learned import PageTable, new_page_table
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
 from kernels.spec import (
@@ -120,7 +122,7 @@ def run_step(m: Machine, env: Env, budget: int) -> int:
     elif env.setup[Setup.KHUGEPAGED] or env.setup[Setup.KSM]:
         ns = run_beside_daemons(m, env, budget)
     elif env.stream[Stream.ACTORS] == 1 and not len(m.trace):
-        ns = run_alone(m, env, budget, *_lab())
+        ns = run_alone(m, env, budget, *_lab(), new_scratch(m))
     else:
         ns = run_many(m, env, budget)
     if ns < 0:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kernels.draws import SALT_ORDER, SALT_READ_FIRST, SALT_WRITE, actor_key, below, cut, draw, permute, signed
+from kernels.draws import SALT_ORDER, SALT_READ_FIRST, SALT_WRITE, actor_key, below, cut, draw, drawn_below, permute, signed
 from kernels.jit import jit
 from kernels.spec import (
     PAGE_BYTES,
@@ -332,9 +332,9 @@ def fetch_access(m: Machine, env: Env, actor: int) -> bool:
     if access == Access.PAIRS:
         visit, write = fetch_pair(env, index, c[Cpu.LIMIT])
     elif access == Access.MIXED:
-        write = np.int64(np.int64(draw(key, SALT_WRITE, visit) >> np.uint64(11)) < s[Stream.WRITE_CUT])
+        write = np.int64(drawn_below(draw(key, SALT_WRITE, visit), s[Stream.WRITE_CUT]))
     if write and access != Access.PAIRS and s[Stream.READ_FIRST_CUT] > 0 and not c[Cpu.PENDING]:
-        if np.int64(draw(key, SALT_READ_FIRST, visit) >> np.uint64(11)) < s[Stream.READ_FIRST_CUT]:
+        if drawn_below(draw(key, SALT_READ_FIRST, visit), s[Stream.READ_FIRST_CUT]):
             write = 0
             c[Cpu.PENDING] = 1
             c[Cpu.INDEX] = index - 1  # the same visit comes again, for its write

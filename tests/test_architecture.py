@@ -42,7 +42,9 @@ def test_sizes(path: Path) -> None:
         assert depth(function) <= MAX_NESTING, f"{function.name} nests {depth(function)} deep"
 
 
-@pytest.mark.parametrize("name", ["engine", "fault", "locks", "mmu", "mmu_notifier", "primary_mmu", "schedule", "state"])
+@pytest.mark.parametrize(
+    "name", ["alone", "blocks", "engine", "fault", "learned", "locks", "mmu", "mmu_notifier", "primary_mmu", "schedule", "state"]
+)
 def test_compiled_code_compares_no_strings(name: str) -> None:
     tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text())
     compared = [c for node in ast.walk(tree) if isinstance(node, ast.Compare) for c in [node.left, *node.comparators]]

@@ -57,20 +57,20 @@ def boot_cost(world: World, setting: str) -> float | None:
 
 def _figure(world: World) -> str:
     texts = []
-    for memory, plain, patched in (("4K zero pages", "4K", "4K, patch 2"), ("split huge zero pages", "6.5", "patch 2")):
+    for memory, mainline, patch in (("4K zero pages", "4K", "4K, patch 2"), ("split huge zero pages", "6.5", "patch 2")):
         free, bound, with_patch = (
-            writes_in_vain(world, setting, cores) for setting, cores in ((plain, VCPUS), (plain, HALF), (patched, HALF))
+            writes_in_vain(world, setting, cores) for setting, cores in ((mainline, VCPUS), (mainline, HALF), (patch, HALF))
         )
         if free is not None and bound is not None and with_patch is not None:
             texts.append(
                 f"{memory}: {free:.2f} exits in vain per copy with {VCPUS} cores, {bound:.2f} with {HALF}; patch 2: {with_patch:.2f}"
             )
     row = row_of(world.points, "6.5", HALF, workload="boot_ovmf_parallel")
-    plain, patch = boot_cost(world, "6.5"), boot_cost(world, "patch 2")
-    if row is not None and plain is not None and patch is not None:
+    plain, patched = boot_cost(world, "6.5"), boot_cost(world, "patch 2")
+    if row is not None and plain is not None and patched is not None:
         texts.append(
             f"a boot of {row['guest_ns'] / 1e6:,.0f} ms with the read-ahead on all vCPUs loses {plain / 1e6:.1f} ms to copy-on-write, "
-            f"{patch / 1e6:.1f} ms with patch 2"
+            f"{patched / 1e6:.1f} ms with patch 2"
         )
     vain_of = {name: writes_in_vain(world, name, HALF) for name in SETTINGS if "patch 2" not in name}
     calm = [name for name, value in vain_of.items() if value is not None and value < STORM]

@@ -1,0 +1,95 @@
+"""A guest whose steps can be run again and again on the same arrays, and timed without what simulate() does around them."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernels import Access, Order, Touch
+from kernels.engine import run_many
+from kernels.simulate import Run, run_step
+from kernels.spec import Vm
+from kernels.state import Env, Machine
+
+SIMULATE: Any = sys.modules[run_step.__module__]  # the package's name for it is that of the function
+GIB, TIB = 1 << 30, 1 << 40
+LARGE = 1 << 20  # arrays up to this size are copied back, larger ones hold nothing at first
+RUNS = 7
+
+
+def mixed(touches: int, write_percent: float = 50.0) -> Touch:
+    return Touch(access=Access.MIXED, write_percent=write_percent, order=Order.RANDOM, repeat=True, touches=touches)
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+class Guest:
+    """One call of simulate(), its steps kept."""
+
+    def __init__(self, **parameters: Any) -> None:
+        self.calls: list[tuple[Machine, Env, int]] = []
+        self.first: list[Any] = []
+        SIMULATE.run_step = self._record
+        try:
+            self.run: Run = SIMULATE.simulate(**parameters)
+        finally:
+            SIMULATE.run_step = run_step
+        self.machine: Machine = self.run.machine
+
+    def _record(self, m: Machine, env: Env, budget: int) -> int:
+        if not self.calls:
+            self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
+        self.calls.append((m, env, budget))
+        return run_step(m, env, budget)
+
+    def reset(self) -> None:
+        """As before the first step."""
+        for array, was in zip(self.machine, self.first, strict=True):
+            array[...] = 0 if was is None else was
+
+    def step(self, number: int) -> float:
+        """CPU seconds of one step, from the state that is there."""
+        return cpu_seconds(lambda: run_step(*self.calls[number]))
+
+    def step_as_many(self, number: int) -> float:
+        """The same in the event loop, also with one vCPU."""
+        return cpu_seconds(lambda: run_many(*self.calls[number]))
+
+    def fresh(self, event_loop: bool = False) -> float:
+        """CPU seconds of the last step, after all others from the start."""
+        self.reset()
+        for number in range(len(self.calls) - 1):
+            self.step(number)
+        last = len(self.calls) - 1
+        return self.step_as_many(last) if event_loop else self.step(last)
+
+    @property
+    def env(self) -> Env:
+        return self.calls[-1][1]
+
+    @property
+    def touches(self) -> int:
+        """Of the last step."""
+        return self.run.steps[-1].counters["touches"]
+
+    @property
+    def events(self) -> int:
+        """Of the last step that ran in the event loop."""
+        return int(self.machine.vm[Vm.EVENTS])
+
+    def faulting(self) -> float:
+        """Part of the last step's touches that fault."""
+        return 1 - self.run.steps[-1].counters["hits"] / self.touches
+
+
+def medians(*measures: Callable[[], float], runs: int = RUNS) -> list[float]:
+    """The median of each, run in turns; the first turn does not count."""
+    found = [[measure() for measure in measures] for _ in range(runs + 1)][1:]
+    return [statistics.median(column) for column in np.array(found).T.tolist()]
