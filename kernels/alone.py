@@ -15,7 +15,24 @@ from kernels.engine import start_step
 from kernels.jit import entry, jit, prefetch, shared
 from kernels.learned import CLASSES, FRESH, LEAF, UNKNOWN, PageTable, fold, forget_all, learn, run_access
 from kernels.mmu import is_leaf
-from kernels.spec import PAGE_SHIFT, PMD_ORDER, PMD_PAGES, PUD_ORDER, Access, Actor, Cpu, HostPmd, Order, Phase, Spte, SptePmd, Stream, Vm
+from kernels.skip import Skip, fill_firsts, new_skip, start_skipping, writes_of_hits
+from kernels.spec import (
+    PAGE_SHIFT,
+    PMD_ORDER,
+    PMD_PAGES,
+    PUD_ORDER,
+    Access,
+    Actor,
+    Counter,
+    Cpu,
+    HostPmd,
+    Order,
+    Phase,
+    Spte,
+    SptePmd,
+    Stream,
+    Vm,
+)
 from kernels.state import Bytes, Env, Int64s, Machine, guest_region, host_region, host_state, slot_end
 
 # Modes: bit 0: a huge leaf allows reads, bit 1: and writes, bit 2: the page's byte says it, bit 3: nothing is there yet.
@@ -23,6 +40,7 @@ SLOW, LEAF_READ, LEAF_ALL, PAGED, UNTOUCHED = np.int64(0), np.int64(1), np.int64
 MODES = 9
 AHEAD = 32  # accesses from the prefetch of a page's byte to its use
 FAILED, DONE, LEARNED = np.int64(0), np.int64(1), np.int64(2)  # what became of a slow access
+OVER, NO_END, SPLIT = np.int64(0), np.int64(-1), np.int64(-2)  # SPLIT: a huge page was, so that pages read before fault again
 LANE_1, LANE_2, LANE_3 = np.uint64(CLASSES), np.uint64(2 * CLASSES), np.uint64(3 * CLASSES)
 U0, U1, U2 = np.uint64(0), np.uint64(1), np.uint64(2)
 
@@ -36,6 +54,7 @@ class Scratch(NamedTuple):
     units: Int64s  # (BLOCK,)
     block: Int64s  # (BLOCK + AHEAD,) accesses
     paged: Int64s  # (BLOCK,) those of a block whose page's byte has to be looked at
+    skip: Skip
 
 
 def new_scratch(m: Machine) -> Scratch:
@@ -47,6 +66,7 @@ def new_scratch(m: Machine) -> Scratch:
         units=np.empty(BLOCK, np.int64),
         block=np.zeros(BLOCK + AHEAD, np.int64),
         paged=np.empty(BLOCK, np.int64),
+        skip=new_skip(),
     )
 
 
@@ -386,6 +406,26 @@ def run_touches(m: Machine, env: Env, budget: int, lab: Machine, table: PageTabl
 
 
 @jit
+def run_firsts(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch) -> int:
+    """The same with all hits that are no page's first read or write counted at once. OVER, or why not."""
+    n = m.cpu[0, Cpu.HI] - m.cpu[0, Cpu.LO]
+    skip = scratch.skip
+    start_skipping(env, skip, m.cpu[0, Cpu.LIMIT], n)
+    while True:
+        count = fill_firsts(env, skip, n, m.vm[Vm.SHIFT], scratch.block)
+        if count == 0:
+            break
+        if not run_block(m, env, budget, lab, table, scratch, count):
+            return NO_END
+        if m.counters[Counter.THP_SPLIT_PMD]:
+            return SPLIT
+    writes = writes_of_hits(env, skip)
+    table.seen[LEAF] += skip.left[2] - writes
+    table.seen[LEAF + 1] += writes
+    return OVER
+
+
+@jit
 def run_cursor(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch, pagewise: bool) -> bool:
     """All that an actor does which goes from page to page by itself. False: more than `budget` events."""
     c = m.cpu[0]
@@ -404,7 +444,7 @@ def run_cursor(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable
 
 @entry
 def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch) -> int:
-    """One step with a single actor. Returns its ns, or -1 when the budget of events ran out."""
+    """One step with a single actor. Returns its ns, or why there is none: NO_END, SPLIT."""
     start_step(m, env)
     kind = env.stream[Stream.ACTOR]
     touches = kind == Actor.GUEST or kind == Actor.HOST
@@ -415,12 +455,13 @@ def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable,
             for write in range(2):
                 learn(lab, m, env, table, LEAF + write)
         find_modes(m, env, table, scratch)
-    if touches:
-        over = run_touches(m, env, budget, lab, table, scratch)
-    else:
-        over = run_cursor(m, env, budget, lab, table, scratch, pagewise)
-    if not over:
-        return -1
+    over = OVER
+    if env.stream[Stream.SKIP_HITS]:
+        over = run_firsts(m, env, budget, lab, table, scratch)
+    elif not (run_touches(m, env, budget, lab, table, scratch) if touches else run_cursor(m, env, budget, lab, table, scratch, pagewise)):
+        over = NO_END
+    if over != OVER:
+        return over
     m.cpu[0, Cpu.PHASE] = Phase.DONE
     fold(m, table)
     return m.cpu[0, Cpu.TIME]

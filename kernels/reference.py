@@ -21,7 +21,7 @@ from kernels.reference_config import Config
 from kernels.reference_daemons import start_daemons
 from kernels.reference_kvm import Kvm
 from kernels.reference_tasks import Guest, Task, Wait
-from kernels.reference_workload import host_pages, list_accesses, step_key, touch_accesses
+from kernels.reference_workload import host_pages, list_accesses, skipped_part, step_key, touch_accesses, vcpu_key
 from kernels.spec import (
     PAGE_BYTES,
     PMD_BYTES,
@@ -104,6 +104,10 @@ def paths_of(vm: Kvm, step: Step, vcpus: int) -> tuple[Actor, list[ActorPath]]:
             return Actor.IDLE, [partial(idle, ns=step.ns)]
         case TouchList():
             return Actor.GUEST, [partial(vm.vcpu, accesses=own, think_ns=0) for own in list_accesses(step, vcpus)]
+        case Touch(skip_hits=True):
+            start, units, visits = skipped_part(step, pages, vcpus)
+            own = vcpu_key(vm.key, 0)
+            return Actor.GUEST, [partial(vm.skipping_vcpu, step=step, start=start, n=units, touches=visits, key=own)]
         case Touch():
             made = touch_accesses(step, pages, vcpus, vm.key)
             return Actor.GUEST, [partial(vm.vcpu, accesses=own, think_ns=step.think_ns) for own in made]

@@ -10,10 +10,12 @@ from kernels.cost import Cost
 from kernels.policy import Behaviour
 from kernels.reference_config import Config
 from kernels.reference_mm import PrimaryMmu
+from kernels.reference_skip import SkippedHits, skip_hits
 from kernels.reference_sptes import TABLES, WRITABLE, is_leaf
 from kernels.reference_tasks import Guest, Kernel, Path, Task, Wait
 from kernels.reference_workload import Accesses
 from kernels.spec import PAGE_BYTES, PMD_ORDER, PML_ENTRIES, PREFETCH_PAGES, Access, Outcome, SptePmd
+from kernels.steps import Touch
 
 
 class Kvm(PrimaryMmu):
@@ -35,6 +37,16 @@ class Kvm(PrimaryMmu):
                 yield from self.handle_exit(task, gfn, access)
             log_ns = self.log_write(task, gfn) if access == Access.WRITE else 0
             yield Guest(self.costs[Cost.TOUCH_NS] + think_ns + log_ns)
+
+    def skipping_vcpu(self, task: Task, step: Touch, start: int, n: int, touches: int, key: int) -> Iterator[Wait]:
+        """A vcpu() whose hits, but for the first reads and writes of its n units, are counted at the end."""
+        hits = SkippedHits()
+        firsts = skip_hits(step, key, n, touches, hits) if n else iter(())
+        yield from self.vcpu(task, (((start + unit * step.every) // PAGE_BYTES, access) for unit, access in firsts), step.think_ns)
+        writes = hits.writes(key)
+        for name, number in (("touches", hits.count), ("hits", hits.count), ("writes", writes), ("reads", hits.count - writes)):
+            self.count[name] += number
+        yield Guest(hits.count * (self.costs[Cost.TOUCH_NS] + step.think_ns))
 
     def log_write(self, task: Task, gfn: int) -> int:
         """The processor sets the Dirty bit; with PML it logs that, and exits when the log is full. Returns that exit's ns."""

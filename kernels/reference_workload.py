@@ -168,9 +168,25 @@ def touch_accesses(step: Touch, pages: int, vcpus: int, key: int) -> list[Access
         if step.touches is not None:
             share = step.touches * (v + 1) // actors - step.touches * v // actors
             visits = share if repeat else min(share, visits)
-        own = draw(key, FOR_ACTOR, v)
+        own = vcpu_key(key, v)
         made.append(vcpu_accesses(step, own, first * PAGE_BYTES + step.at, part, visits, longest))
     return made
+
+
+def vcpu_key(key: int, vcpu: int) -> int:
+    """Of a step's key, the vCPU's own."""
+    return draw(key, FOR_ACTOR, vcpu)
+
+
+def skipped_part(step: Touch, pages: int, vcpus: int) -> tuple[int, int, int]:
+    """(first byte, units, touches) of a step with skip_hits, which one vCPU makes. Raises WorkloadError."""
+    if faults := check_touch(step):
+        raise WorkloadError("; ".join(faults))
+    if min(vcpus, step.vcpus or vcpus) > 1:
+        raise WorkloadError("skip_hits needs a step of one vCPU")
+    first, end = int(step.start * pages), int(step.end * pages)
+    units = len(range(step.at, (end - first) * PAGE_BYTES, step.every))
+    return first * PAGE_BYTES + step.at, units, units if step.touches is None else step.touches
 
 
 def list_accesses(step: TouchList, vcpus: int) -> list[Accesses]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels.alone import new_scratch, run_alone
+from kernels.alone import SPLIT, new_scratch, run_alone
 from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Cost, cost_row
 from kernels.draws import cut, step_key
@@ -117,14 +117,19 @@ def _lab() -> tuple[Machine, PageTable]:
 
 def run_step(m: Machine, env: Env, budget: int) -> int:
     """One step; the lone actor's loop where there is one actor and nobody beside it or watching. Raises BudgetError."""
+    beside = env.setup[Setup.KHUGEPAGED] or env.setup[Setup.KSM]
+    if env.stream[Stream.SKIP_HITS] and (beside or len(m.trace)):
+        raise PointError("skip_hits leaves no single touch to trace, or to run beside khugepaged or KSM: leave it out")
     if env.stream[Stream.ACTOR] == Actor.CALL:
         ns = run_call(m, env)
-    elif env.setup[Setup.KHUGEPAGED] or env.setup[Setup.KSM]:
+    elif beside:
         ns = run_beside_daemons(m, env, budget)
     elif env.stream[Stream.ACTORS] == 1 and not len(m.trace):
         ns = run_alone(m, env, budget, *_lab(), new_scratch(m))
     else:
         ns = run_many(m, env, budget)
+    if ns == SPLIT:
+        raise PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
     if ns < 0:
         raise BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
     return int(ns)

@@ -444,6 +444,7 @@ class Stream(IntEnum):
     EVERY_PAGES = 20  # dontneed: from one call to the next
     FRACTION_CUT = 21  # ksm_merge, of 2**20
     IDLE_NS = 22
+    SKIP_HITS = 23
 
 
 class Setup(IntEnum):

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from kernels.spec import PAGE_BYTES, Access, Call, Order, Spread
 
+MAX_SKIPPED_NS = 1 << 60
+
 
 class WorkloadError(ValueError):
     """A step that cannot be: named field, value, and what would do."""
@@ -33,6 +35,7 @@ class Touch:
     vcpus: int | None = None  # only the first so many take part
     window: int = 1  # pairs: so many pages are read, then the same are written
     think_ns: int = 0
+    skip_hits: bool = False  # draw which page is touched first when, and count the rest: for repeated random or zipf touches
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,20 @@ def op_of(step: Step) -> str:
     return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
 
 
+def _skip_rules(step: Touch) -> Sequence[tuple[bool, str]]:
+    """What skip_hits needs: touches of which only the first read and the first write of a page can fault."""
+    if not step.skip_hits:
+        return ()
+    repeats = step.order == Order.ZIPF or (step.order == Order.RANDOM and step.repeat)
+    plain = step.access in (Access.WRITE, Access.READ, Access.MIXED) and step.read_first == 0
+    return (
+        (repeats, "skip_hits needs order = 'zipf', or order = 'random' with repeat = true"),
+        (plain, "skip_hits needs access = 'write', 'read' or 'mixed', without read_first"),
+        (step.every % PAGE_BYTES == 0, f"every = {step.every}: skip_hits needs a multiple of {PAGE_BYTES}, one unit per page"),
+        ((step.touches or 0) * (step.think_ns + 1) < MAX_SKIPPED_NS, "skip_hits: touches * think_ns is more than 36 years"),
+    )
+
+
 def check_touch(step: Touch) -> Sequence[str]:
     """What is wrong with a touch step's numbers, one line each; empty if nothing is."""
     rules = (
@@ -165,5 +182,6 @@ def check_touch(step: Touch) -> Sequence[str]:
         (step.touches is None or step.touches >= 0, f"touches = {step.touches}: 0 or more is needed"),
         (step.vcpus is None or step.vcpus >= 1, f"vcpus = {step.vcpus}: at least 1 is needed"),
         (0 <= step.think_ns <= 10**12, f"think_ns = {step.think_ns}: 0 ... 1e12 ns is needed"),
+        *_skip_rules(step),
     )
     return [text for good, text in rules if not good]

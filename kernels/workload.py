@@ -182,6 +182,9 @@ def _compile_touch(made: Accesses, step: Touch, pages: int, vcpus: int) -> None:
     s[Stream.WRITE_CUT] = cut(step.write_percent / 100.0)
     s[Stream.READ_FIRST_CUT] = cut(step.read_first)
     s[Stream.THINK_NS] = step.think_ns
+    s[Stream.SKIP_HITS] = step.skip_hits
+    if step.skip_hits and actors > 1:
+        raise WorkloadError(f"skip_hits needs a step of one vCPU, not {actors}: their hits are not independent; say vcpus = 1")
     if step.order == Order.ZIPF and units:
         lo, cuts = zipf_bins(max(1, *part), step.theta)
         made.zipf_lo = np.array(lo, np.int64)

@@ -59,6 +59,7 @@ class TouchStep(_Step):
     vcpus: Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)] | None = None
     window: Annotated[int, Field(strict=True, ge=1, le=1 << 20)] = 1
     think_ns: Annotated[int, Field(strict=True, ge=0, le=10**12)] = 0
+    skip_hits: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("every")
     @classmethod
@@ -293,11 +294,22 @@ def _check_accesses(spec: Any, folder: Path, point: Point) -> str:
     pages = point.memory // PAGE_BYTES
     if isinstance(spec, TouchListStep):
         return _check_list(folder / spec.path, pages, point.vcpus)
+    if isinstance(spec, TouchStep) and spec.skip_hits:
+        return _check_skip(spec, point)
     if isinstance(spec, TouchStep) and spec.touches is not None and not spec.repeat and spec.order != "zipf":
         size = (int(spec.range[1] * pages) - int(spec.range[0] * pages)) * PAGE_BYTES
         units = max(0, -(-(size - spec.at) // spec.every)) * (min(point.vcpus, spec.vcpus or point.vcpus) if spec.spread == "all" else 1)
         if spec.touches > units:
             return f"touches = {spec.touches} is more than the {units} pages of the range; add repeat = true or lower it"
+    return ""
+
+
+def _check_skip(spec: TouchStep, point: Point) -> str:
+    actors = min(point.vcpus, spec.vcpus or point.vcpus)
+    if actors > 1:
+        return f"skip_hits needs a step of one vCPU, not {actors}: say vcpus = 1"
+    if point.khugepaged or point.ksm:
+        return "skip_hits leaves no single touch to run beside khugepaged or KSM: leave it out"
     return ""
 
 

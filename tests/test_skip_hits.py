@@ -1,0 +1,98 @@
+"""skip_hits: the same distribution as touches made one by one, the same bits as the reference, and what it refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels import Access, DirtyLog, Fork, Ksm, Order, Touch, reference, simulate
+from kernels.checks import PointError
+from kernels.spec import Call
+from kernels.steps import WorkloadError
+
+MIB = 1 << 20
+FIGURES = ("pf_taken", "cow_4k", "zero_page_maps", "reads", "hits")
+
+
+def touches(n: int, skip: bool = True, **changes: Any) -> Touch:
+    fields = {"access": Access.MIXED, "write_percent": 30.0, "order": Order.RANDOM, "repeat": True} | changes
+    return Touch(touches=n, skip_hits=skip, **fields)
+
+
+@pytest.mark.parametrize("order", [Order.RANDOM, Order.ZIPF])
+@pytest.mark.parametrize("n", [700, 6000])
+def test_the_distribution_is_that_of_touches_made_one_by_one(order: Order, n: int) -> None:
+    """Means within 4 standard errors of their difference, spreads within a factor that 120 runs allow."""
+    runs = 120
+
+    def figures(skip: bool, seed: int) -> list[int]:
+        counters = simulate(memory=4 * MIB, seed=seed, steps=[touches(n, skip, order=order)]).counters
+        return [counters[name] for name in FIGURES]
+
+    found = [np.array([figures(skip, seed + 1000 * skip) for seed in range(runs)]) for skip in (False, True)]
+    plain, skipped = found
+    error = np.sqrt((plain.var(axis=0) + skipped.var(axis=0)) / runs)
+    assert np.all(np.abs(plain.mean(axis=0) - skipped.mean(axis=0)) < 4 * error)
+    ratio = plain.std(axis=0) / skipped.std(axis=0)
+    assert np.all((ratio > 0.7) & (ratio < 1.4))
+
+
+STEPS = st.builds(
+    touches,
+    st.integers(0, 3000),
+    order=st.sampled_from((Order.RANDOM, Order.ZIPF)),
+    access=st.sampled_from((Access.MIXED, Access.MIXED, Access.WRITE, Access.READ)),
+    write_percent=st.sampled_from((0.0, 3.0, 50.0, 100.0)),
+    theta=st.sampled_from((0.0, 0.5, 0.99, 1.0, 3.0, 8.0)),
+    every=st.sampled_from((4096, 4096, 12288)),
+    start=st.sampled_from((0.0, 0.25)),
+    think_ns=st.sampled_from((0, 7)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(STEPS, min_size=1, max_size=3),
+    st.sampled_from(("anonymous", "shmem", "anonymous_hugetlb_2mb", "private_memfd")),
+    st.sampled_from(("tdp", "legacy")),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**64 - 1),
+)
+def test_kernels_and_reference_draw_the_same(steps: list[Touch], backing: str, mmu: str, fork: bool, log: bool, seed: int) -> None:
+    before: list[Any] = [Touch(access=Access.READ, vcpus=1), Fork()] if fork and backing == "anonymous" else []
+    before += [DirtyLog(Call.LOG_ON)] if log else []
+    configuration: dict[str, Any] = {"memory": 2 * MIB, "backing": backing, "mmu": mmu, "steps": [*before, *steps], "seed": seed}
+    mine, theirs = simulate(**configuration), reference.simulate(**configuration)
+    for step, expected in zip(mine.steps, theirs.steps, strict=True):
+        assert (step.counters, step.gauges, step.ns) == (expected.counters, expected.gauges, expected.ns)
+
+
+def test_hits_cost_nothing_to_simulate_and_all_their_time() -> None:
+    run = simulate(memory=MIB, steps=[touches(10**12)])
+    assert run.counters["touches"] == 10**12
+    assert run.counters["hits"] >= 10**12 - 512
+    assert run.guest_ns > 20 * 10**12
+    assert run.gauges["rss_bytes"] == MIB
+
+
+@pytest.mark.parametrize(
+    ("step", "parameters", "words"),
+    [
+        (touches(9, order=Order.SEQUENTIAL), {}, "order"),
+        (touches(9, repeat=False), {}, "repeat"),
+        (touches(9, access=Access.PAIRS), {}, "access"),
+        (touches(9, read_first=0.5), {}, "read_first"),
+        (touches(9, every=100), {}, "every"),
+        (touches(2**48, think_ns=10**12), {}, "think_ns"),
+        (touches(9), {"vcpus": 2}, "vcpus = 1"),
+        (touches(9), {"ksm": Ksm()}, "KSM"),
+        (touches(9), {"trace_rows": 10}, "trace"),
+        (touches(900), {"backing": "anonymous_thp"}, "split"),
+    ],
+)
+def test_what_cannot_be_skipped_is_refused(step: Touch, parameters: dict[str, Any], words: str) -> None:
+    with pytest.raises((PointError, WorkloadError), match=words):
+        simulate(**{"memory": 4 * MIB, "steps": [step]} | parameters)
