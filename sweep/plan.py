@@ -5,20 +5,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kernels.spec import PAGE_BYTES, Prealloc
-from kernels.state import state_bytes
 from sweep.configs import Workload
 from sweep.errors import Fault, StudyError
 from sweep.parameters import Point
-from sweep.steps import PopulateStep, VmmCowStep, touches_of
+from sweep.predict import predict_seconds
 from sweep.study import Study, kept_points
 
 MAX_POINTS = 10_000_000
-# Seconds of one core, measured on the machine the figures of the README come from; used for predictions only.
-POINT_SECONDS = 1.5e-3
-LONE_ACCESS_SECONDS = 1.5e-8
-SHARED_ACCESS_SECONDS = 1.6e-7
-STATE_BYTE_SECONDS = 2e-10
 BYTES_PER_POINT = 200
 
 
@@ -79,27 +72,6 @@ class Plan:
                     if identity not in seen:
                         seen.add(identity)
                         yield PlannedPoint(identity, point, replicate, self.study.seed)
-
-
-def predict_seconds(point: Point, workload: Workload) -> float:
-    """Seconds of one core for a point, from its accesses, vCPUs and memory."""
-    pages = point.memory // PAGE_BYTES
-    seconds = POINT_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
-    prealloc = Prealloc[point.prealloc.upper().replace("+", "_")]
-    populates = [point.prealloc_threads] if prealloc & Prealloc.POPULATE else []
-    small = point.backing in ("anonymous", "shmem")
-    for threads in populates:
-        seconds += (pages if small else pages >> 9) * (LONE_ACCESS_SECONDS if threads == 1 else SHARED_ACCESS_SECONDS)
-    for spec in workload.specs:
-        lone = isinstance(spec, VmmCowStep | PopulateStep) or min(point.vcpus, getattr(spec, "vcpus", None) or point.vcpus) == 1
-        per_access = LONE_ACCESS_SECONDS if lone else SHARED_ACCESS_SECONDS
-        seconds += touches_of(spec, pages) * per_access
-    return seconds
-
-
-def predict_bytes(point: Point) -> int:
-    """Memory a worker needs for a point."""
-    return state_bytes(point.memory, max(point.vcpus, point.prealloc_threads))
 
 
 def chunks_of(points: list[PlannedPoint], study: Study, seconds: float) -> Iterator[list[PlannedPoint]]:

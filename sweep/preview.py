@@ -7,7 +7,8 @@ from typing import Any
 from sweep.configs import digest_of
 from sweep.dataset.files import read_object
 from sweep.dataset.read import Dataset
-from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, predict_bytes, predict_seconds
+from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint
+from sweep.predict import predict_bytes, predict_seconds
 from sweep.quantity import human_size, human_time
 from sweep.record import read_study
 from sweep.runner import default_workers

@@ -21,8 +21,9 @@ from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, DatasetError, EnvironmentProblemError, InterruptedRunError, UsageError
 from sweep.executors.base import Chunk, ChunkResult, Pool, drive
 from sweep.executors.inline import InlinePool
-from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, chunks_of, predict_bytes, predict_seconds
+from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, chunks_of
 from sweep.point import Context, compile_kernels
+from sweep.predict import predict_bytes, predict_seconds
 from sweep.progress import Bar, Plain, Quiet, Reporter, on_terminal
 from sweep.provenance import provenance
 from sweep.quantity import human_size, human_time

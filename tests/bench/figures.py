@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels import Access, Touch, simulate
+from kernels import Access, Order, Touch, simulate
 from kernels.alone import new_scratch
+from kernels.spec import Counter
+from sweep.configs import Workload
+from sweep.parameters import Point
+from sweep.predict import predict_seconds
+from sweep.steps import TouchStep
 from tests.bench.guest import GIB, RUNS, TIB, Guest, medians, mixed
 from tests.bench.loops import LoopInC, gather_seconds
 
@@ -162,5 +167,36 @@ def many() -> Iterator[Figure]:
     yield Figure("all touches fault: 1024 vCPUs over 1", most / one, 4.0, 4.0, "x", text)
 
 
-GROUPS: tuple[Callable[[], Iterator[Figure]], ...] = (uniform, faults_against_hits, sequence, growth, state, against_c, start, many)
+def skipping() -> Iterator[Figure]:
+    for order in (Order.RANDOM, Order.ZIPF):
+        touches = Touch(access=Access.MIXED, write_percent=30.0, order=order, repeat=True, touches=10**12, skip_hits=True)
+        guest = Guest(memory=16 * GIB, steps=[touches])
+        (seconds,) = medians(guest.fresh)
+        faults = int(guest.machine.counters[Counter.PF_FIXED])
+        text = f"10**12 mixed touches of 16 GiB, {faults:,} faults"
+        yield Figure(f"skip_hits, {order.name.lower()}: per fault", seconds / faults * 1e9, 40.0, 20.0, "ns", text)
+
+
+def prediction() -> Iterator[Figure]:
+    point = Point.model_validate({"memory": "16GiB", "vcpus": 64, "workload": "first_touch"})
+    workload = Workload("first_touch", (TouchStep(op="touch"),), Path())
+    guest = Guest(memory=16 * GIB, vcpus=64, steps=[Touch()])
+    (seconds,) = medians(lambda: guest.fresh(event_loop=True), runs=3)
+    predicted = predict_seconds(point, workload)
+    text = f"16 GiB, 4K pages, all touched once by 64 vCPUs: {predicted:.2f} s predicted, {seconds:.2f} s; the larger over the smaller"
+    yield Figure("prediction of seconds", max(predicted / seconds, seconds / predicted), 1.5, 1.5, "x", text)
+
+
+GROUPS: tuple[Callable[[], Iterator[Figure]], ...] = (
+    uniform,
+    faults_against_hits,
+    sequence,
+    growth,
+    state,
+    against_c,
+    start,
+    many,
+    skipping,
+    prediction,
+)
 __all__ = ["GROUPS", "RUNS", "Figure"]

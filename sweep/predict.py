@@ -1,0 +1,126 @@
+"""What a point will take before it runs: seconds of one core, and memory. Predictions only; no result depends on them.
+
+Seconds follow from what a step's accesses will find: pages that nobody touched (faults), pages that were only read
+(copy-on-write), or pages that are mapped (hits). The figures were measured on the machine of the README.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kernels.policy import Behaviour, behaviours
+from kernels.spec import PAGE_BYTES, PMD_PAGES, PUD_PAGES, Prealloc
+from kernels.state import state_bytes
+from sweep.configs import Workload
+from sweep.parameters import Point
+from sweep.steps import TouchStep, VmmCowStep, touches_of
+
+POINT_SECONDS = 1.5e-3
+STATE_BYTE_SECONDS = 2e-10
+RUN_PAGE_SECONDS = 1e-10  # a lone vCPU, page after page
+LONE_SECONDS = 6e-9  # a lone vCPU, an access anywhere; grows with the memory beyond the caches
+SKIPPED_SECONDS = 4e-8  # skip_hits: a first read or write
+HIT_SECONDS = 1.3e-8  # several vCPUs: an access that exits not
+EVENT_SECONDS = 1.4e-8, 4.6e-9  # an event of one vCPU; more for each doubling
+TARGET_SECONDS = 8e-9  # a shootdown looks at every vCPU
+CACHED_BYTES = 4 << 20
+
+
+class Found(Enum):
+    """What an access finds; the value is (events, shootdowns)."""
+
+    MAPPED = (0, 0)
+    NOTHING = (9, 0)
+    READ_ONLY = (13, 2)
+
+
+HUGE_PAGES: Mapping[str, int] = {
+    "anonymous_thp": PMD_PAGES,
+    "shmem_thp": PMD_PAGES,
+    "anonymous_hugetlb_2mb": PMD_PAGES,
+    "shared_hugetlb_2mb": PMD_PAGES,
+    "anonymous_hugetlb_1gb": PUD_PAGES,
+    "shared_hugetlb_1gb": PUD_PAGES,
+}
+COPIES = ("anonymous", "anonymous_thp", "anonymous_default", "private_memfd")  # what is read first is copied on a write
+HOLD_SECONDS = 5e-8  # per vCPU and copy where faults take mmu_lock for writing
+
+
+def copies_pages(point: Point) -> bool:
+    """Pages that were read first are copied one by one when they are written."""
+    if point.backing not in COPIES or point.policy == "always_writable" or point.prealloc.startswith("populate"):
+        return False
+    whole = not point.use_zero_page or behaviours(point.kernel, point.policy)[Behaviour.HUGE_ZERO_WRITE_THP]
+    return not (point.backing == "anonymous_thp" and whole)
+
+
+@dataclass
+class Touched:
+    """Parts of memory that earlier steps went through: (start, end, written)."""
+
+    parts: list[tuple[float, float, bool]] = field(default_factory=list)
+
+    def find(self, spec: TouchStep, point: Point) -> Found:
+        covering = [written for start, end, written in self.parts if start <= spec.range[0] and spec.range[1] <= end]
+        if not covering:
+            return Found.NOTHING
+        writes = spec.access != "read"
+        return Found.READ_ONLY if writes and not any(covering) and copies_pages(point) else Found.MAPPED
+
+    def add(self, spec: TouchStep) -> None:
+        self.parts.append((*spec.range, spec.access != "read"))
+
+
+def _event_seconds(vcpus: int) -> float:
+    return EVENT_SECONDS[0] + EVENT_SECONDS[1] * math.log2(vcpus)
+
+
+def _fault_seconds(found: Found, vcpus: int, tdp: bool = True) -> float:
+    events, shootdowns = found.value
+    per_vcpu = shootdowns * (TARGET_SECONDS if tdp else TARGET_SECONDS + HOLD_SECONDS)
+    return events * _event_seconds(vcpus) + per_vcpu * vcpus
+
+
+def _touch_seconds(spec: TouchStep, point: Point, found: Found) -> float:
+    """Of one touch step."""
+    pages = point.memory // PAGE_BYTES
+    touches, vcpus = touches_of(spec, pages), min(point.vcpus, spec.vcpus or point.vcpus)
+    part = math.ceil((spec.range[1] - spec.range[0]) * pages)
+    if spec.skip_hits:
+        return min(touches, 2 * part) * SKIPPED_SECONDS
+    if vcpus == 1 and not (point.khugepaged or point.ksm):
+        if spec.order == "sequential" and spec.every == PAGE_BYTES and spec.access in ("read", "write"):
+            return touches * RUN_PAGE_SECONDS
+        return touches * LONE_SECONDS * max(1.0, math.log2(part / CACHED_BYTES) / 2 if part else 1.0)
+    huge = 1 if found is Found.READ_ONLY else HUGE_PAGES.get(point.backing, 1)
+    faults = min(touches, math.ceil(part / huge)) if found is not Found.MAPPED else 0
+    seconds = touches * HIT_SECONDS + faults * _fault_seconds(found, vcpus, point.mmu == "tdp")
+    if spec.access == "pairs" and found is Found.NOTHING and copies_pages(point):
+        seconds += touches // 2 * _fault_seconds(Found.READ_ONLY, vcpus, point.mmu == "tdp")
+    return seconds
+
+
+def _populate_seconds(point: Point) -> float:
+    pages = point.memory // PAGE_BYTES // HUGE_PAGES.get(point.backing, 1)
+    return pages * (5 * RUN_PAGE_SECONDS if point.prealloc_threads == 1 else _fault_seconds(Found.NOTHING, point.prealloc_threads))
+
+
+def predict_seconds(point: Point, workload: Workload) -> float:
+    """Seconds of one core for a point, from its accesses, vCPUs, backing and memory."""
+    seconds = POINT_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
+    touched = Touched()
+    if Prealloc[point.prealloc.upper().replace("+", "_")] & Prealloc.POPULATE:
+        seconds += _populate_seconds(point)
+    for spec in workload.specs:
+        if isinstance(spec, TouchStep):
+            seconds += _touch_seconds(spec, point, touched.find(spec, point))
+            touched.add(spec)
+        else:
+            seconds += touches_of(spec, point.memory // PAGE_BYTES) * (LONE_SECONDS if isinstance(spec, VmmCowStep) else RUN_PAGE_SECONDS)
+    return seconds
+
+
+def predict_bytes(point: Point) -> int:
+    """Memory a worker needs for a point."""
+    return state_bytes(point.memory, max(point.vcpus, point.prealloc_threads))
