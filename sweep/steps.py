@@ -221,6 +221,7 @@ def _touch(spec: TouchStep, _folder: Path) -> model.Step:
         vcpus=spec.vcpus,
         window=spec.window,
         think_ns=spec.think_ns,
+        skip_hits=spec.skip_hits,
     )
 
 

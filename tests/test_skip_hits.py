@@ -1,5 +1,6 @@
 """skip_hits: the same distribution as touches made one by one, the same bits as the reference, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from kernels import Access, DirtyLog, Fork, Ksm, Order, Touch, reference, simula
 from kernels.checks import PointError
 from kernels.spec import Call
 from kernels.steps import WorkloadError
+from sweep.steps import TouchStep, build_step
 
 MIB = 1 << 20
 FIGURES = ("pf_taken", "cow_4k", "zero_page_maps", "reads", "hits")
@@ -96,3 +98,9 @@ def test_hits_cost_nothing_to_simulate_and_all_their_time() -> None:
 def test_what_cannot_be_skipped_is_refused(step: Touch, parameters: dict[str, Any], words: str) -> None:
     with pytest.raises((PointError, WorkloadError), match=words):
         simulate(**{"memory": 4 * MIB, "steps": [step]} | parameters)
+
+
+def test_a_study_can_ask_for_it(tmp_path: Path) -> None:
+    """Every field of a touch step reaches the kernels."""
+    spec = TouchStep(op="touch", order="zipf", touches=10**12, skip_hits=True)
+    assert build_step(spec, tmp_path) == touches(10**12, order=Order.ZIPF, access=Access.WRITE, write_percent=100.0, repeat=False)
