@@ -47,7 +47,10 @@ def find_point(root: Path, prefix: str) -> tuple[Study, PlannedPoint]:
 def explain(root: Path, prefix: str, rows: int) -> Iterator[str]:
     """Lines of text: the point, its first `rows` events, its totals."""
     study, planned = find_point(root, prefix)
-    run = simulate_point(planned, Context(study.name, dict(study.workloads), dict(study.costs)), trace_rows=rows)
+    try:
+        run = simulate_point(planned, Context(study.name, dict(study.workloads), dict(study.costs)), trace_rows=rows)
+    except (ValueError, RuntimeError) as error:  # what simulate() raises: the point has a row in `errors`, or cannot be traced
+        raise UsageError(f"point {planned.point_id}: {error}") from None
     yield f"point {planned.point_id} replicate {planned.replicate}"
     yield "  ".join(f"{key}={value}" for key, value in planned.point.canonical().items())
     yield f"{'ns':>14} {'who':>5} {'gfn':>9}  access  what (host entry / SPTE, sequence)"
