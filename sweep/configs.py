@@ -16,7 +16,7 @@ from kernels.cost import MAX_COST_NS, Cost
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml
 from sweep.locate import Location, Source, where_is
-from sweep.steps import STEP, STEP_CLASSES
+from sweep.steps import STEP, STEP_CAME_LATER, STEP_CLASSES
 
 COST_NAMES = {cost.name.lower(): cost for cost in Cost}
 
@@ -172,10 +172,11 @@ class Workload:
     folder: Path
 
     def digest(self) -> str:
-        """Content of the steps and of the files they name."""
+        """Content of the steps and of the files they name; fields that came later only where they differ from their default, so
+        that older points keep their identity."""
         parts = []
         for spec in self.specs:
-            part = spec.model_dump()
+            part = {name: value for name, value in spec.model_dump().items() if STEP_CAME_LATER.get(name, ...) != value}
             if "path" in part:
                 part["content"] = _file_digest(self.folder / part.pop("path"))
             parts.append(part)

@@ -2,7 +2,7 @@
 
 import math
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,9 @@ from sweep.quantity import format_size
 
 MAX_LIST_BYTES = 8 << 30
 MAX_TOUCHES = 1 << 48
+
+
+STEP_CAME_LATER: Mapping[str, Any] = {"skip_hits": False}
 
 
 def _span(size: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 import sweep
 from sweep.configs import config_root
+from sweep.report import overcommit
 from sweep.report.build import build_report
 from sweep.report.claims import Claim, Verdict, World, judge, worlds_of
 from sweep.report.thread import CLAIMS, REPORTED, SWITCHES, boot, saved_exits, switch_as_expected, switch_row, switch_table
@@ -118,4 +119,18 @@ def test_report_as_json_has_claims_with_their_rows(tmp_path: Path) -> None:
     report = json.loads(json.dumps(build_report(tmp_path / "thread").as_json()))
     assert [claim["claim"] for claim in report["claims"]] == [claim.text for claim in CLAIMS]
     assert all(claim["figure"] and claim["verdict"] and claim["message"] for claim in report["claims"])
-    assert len(report["tables"]) == len(REPORTED) + 1
+    assert len(report["tables"]) == len(REPORTED) + 2  # overcommit, switches
+
+
+def test_overcommit_brings_retry_storms_to_which_patch_2_is_immune(worlds: list[World]) -> None:
+    """On half the cores; settings without copy-on-write have none."""
+    default = worlds[0]
+    vain = {(name, cores): overcommit.writes_in_vain(default, name, cores) for name in overcommit.SETTINGS for cores in (8, 4)}
+    assert vain["4K", 4] is not None and vain["4K", 8] is not None
+    assert vain["4K", 4] > 10 * vain["4K", 8]
+    assert vain["4K, patch 2", 4] == 0
+    for calm in ("always-writable slot", "huge zero page off", "hugetlb"):
+        assert vain[calm, 4] == 0
+    judged = judge(overcommit.CLAIM, worlds)
+    assert judged is not None
+    assert judged.verdict == Verdict.HOLDS
