@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import Access, Call, Collapse, Cost, DirtyLog, HostTouch, Populate, Run, Touch, TouchList, simulate
+from kernels import Access, Call, Collapse, Cost, DirtyLog, HostTouch, Populate, PreFault, Run, Touch, TouchList, simulate
 from kernels.spec import HostPmd
 from kernels.steps import Step
 
@@ -379,3 +379,11 @@ def test_who_gets_a_thp(backing: str, enabled: str, huge: bool) -> None:
     read, written = (last(step, backing=backing, thp_enabled=enabled) for step in (READ, WRITE))
     assert of(read, "pf_taken", "huge_zero_maps", "zero_page_maps") == ((1, 1, 0) if huge else (512, 0, 512))
     assert of(written, "pf_taken", "thp_fault_alloc", "anon_huge_bytes") == ((1, 1, MIB2) if huge else (512, 0, 0))
+
+
+@pytest.mark.parametrize("mmu", ["tdp", "legacy"])
+@pytest.mark.parametrize(("kernel", "exits"), [("6.12", 0), ("6.13", 1)])
+def test_a_prefetch_leaves_a_present_leaf_alone_from_6_13(mmu: str, kernel: str, exits: int) -> None:
+    """A read-only leaf whose host page became writable without a notifier: KVM_PRE_FAULT_MEMORY would make it writable."""
+    steps = [Touch(access=Access.READ, every=MIB2), HostTouch(every=MIB2), PreFault(), EACH_2M]
+    assert last(*steps, backing=HUGETLB, kernel=kernel, mmu=mmu)["pf_taken"] == exits
