@@ -1,9 +1,11 @@
 """Hypothesis strategies: whole configurations of `simulate()`, small enough for the reference to follow."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from kernels.checks import StepChecks
@@ -30,6 +32,10 @@ from kernels.steps import (
     TouchList,
     VmmCow,
 )
+
+EXAMPLES = int(os.environ.get("FAULTSWEEP_EXAMPLES", "2000"))
+CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
+thorough = settings(max_examples=max(100, EXAMPLES // 5), deadline=None, derandomize="CI" in os.environ, suppress_health_check=CHECKS)
 
 KERNELS = ("5.15", "5.17", "5.18", "6.1", "6.2", "6.5", "6.6", "6.7", "6.8", "6.10", "6.11", "6.13", "6.14", "6.15", "6.18", "7.3")
 UNITS_PER_STEP = 120  # of all vCPUs together

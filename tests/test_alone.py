@@ -3,12 +3,11 @@
 A trace makes simulate() take the event loop. The generator of accesses is compared one by one as well.
 """
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels import Access, Order, PreFault, Run, Touch, TouchList, simulate
@@ -19,24 +18,8 @@ from kernels.spec import PAGE_BYTES, PMD_BYTES, PMD_PAGES, Actor, Backing, Call,
 from kernels.state import Bytes, Env, Geometry, Int64s, Machine, new_machine
 from kernels.steps import ChildExit, Collapse, DirtyLog, DontNeed, Fork, HostTouch, KsmMerge, Populate, Step, VmmCow
 from kernels.workload import fetch_access, start_actor, stream_of
-from tests.strategies import checks_of, points
-
-EXAMPLES = int(os.environ.get("FAULTSWEEP_EXAMPLES", "2000"))
-CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
-thorough = settings(max_examples=max(100, EXAMPLES // 5), deadline=None, derandomize="CI" in os.environ, suppress_health_check=CHECKS)
-
-
-def check_same(fast: Run, slow: Run) -> None:
-    for mine, theirs in zip(fast.steps, slow.steps, strict=True):
-        assert mine.counters == theirs.counters
-        assert mine.gauges == theirs.gauges
-        assert (mine.op, mine.guest, mine.ns, mine.fault_max_ns) == (theirs.op, theirs.guest, theirs.ns, theirs.fault_max_ns)
-        assert np.array_equal(mine.hist, theirs.hist)
-    assert (fast.counters, fast.gauges, fast.latency) == (slow.counters, slow.gauges, slow.latency)
-    for name in ("host_pmd", "spte_pud", "spte_pmd", "pte"):
-        assert np.array_equal(getattr(fast.machine, name), getattr(slow.machine, name)), name
-    for index in (Vm.SEQ, Vm.LOGGING, Vm.DIRTY, Vm.CHILD_BYTES, Vm.ANON_VMA, Vm.KSM_SHARERS, Vm.KSM_FRAMES, Vm.CACHED):
-        assert fast.machine.vm[index] == slow.machine.vm[index], index.name
+from tests.same_run import check_same
+from tests.strategies import checks_of, points, thorough
 
 
 def compare(**configuration: Any) -> Run:

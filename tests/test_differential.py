@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -36,11 +36,9 @@ from kernels.spec import (
 )
 from kernels.state import Machine
 from kernels.steps import Populate, PreFault, Step, Touch, TouchList
-from tests.strategies import KERNELS, checks_of, configurations, points, steps_of, unit_of
+from tests.same_run import check_same
+from tests.strategies import CHECKS, EXAMPLES, KERNELS, checks_of, configurations, points, steps_of, thorough, unit_of
 
-EXAMPLES = int(os.environ.get("FAULTSWEEP_EXAMPLES", "2000"))
-CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
-quick = settings(max_examples=max(100, EXAMPLES // 5), deadline=None, derandomize="CI" in os.environ, suppress_health_check=CHECKS)
 ran = Tally[str]()
 
 
@@ -241,22 +239,12 @@ def test_lives_of_a_vm_are_the_same_in_both(record_property: Callable[[str, obje
     assert ran["lives"] >= EXAMPLES * 0.9
 
 
-@quick
+@thorough
 @given(configurations(max_vcpus=1, max_threads=1))
 def test_lone_actor_loop_equals_event_loop(configuration: dict[str, Any]) -> None:
     """A trace makes simulate() take the event loop where it would take the table-driven one."""
     fast, slow = simulate(**configuration), simulate(**configuration, trace_rows=1)
-    for mine, theirs in zip(fast.steps, slow.steps, strict=True):
-        assert mine.counters == theirs.counters
-        assert mine.gauges == theirs.gauges
-        assert (mine.op, mine.guest, mine.ns, mine.fault_max_ns) == (theirs.op, theirs.guest, theirs.ns, theirs.fault_max_ns)
-        assert np.array_equal(mine.hist, theirs.hist)
-    assert (fast.counters, fast.gauges, fast.latency) == (slow.counters, slow.gauges, slow.latency)
-    assert (fast.guest_ns, fast.total_ns) == (slow.guest_ns, slow.total_ns)
-    for mine, theirs in zip(fast.machine[:4], slow.machine[:4], strict=True):  # the page tables
-        assert np.array_equal(mine, theirs)
-    for index in (Vm.SEQ, Vm.DIRTY, Vm.CHILD_BYTES, Vm.ANON_VMA, Vm.KSM_SHARERS):
-        assert fast.machine.vm[index] == slow.machine.vm[index]
+    check_same(fast, slow)
 
 
 def rows(*accesses: tuple[int, int, bool]) -> TouchList:
