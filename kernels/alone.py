@@ -455,11 +455,12 @@ def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable,
             for write in range(2):
                 learn(lab, m, env, table, LEAF + write)
         find_modes(m, env, table, scratch)
-    over = OVER
     if env.stream[Stream.SKIP_HITS]:
         over = run_firsts(m, env, budget, lab, table, scratch)
-    elif not (run_touches(m, env, budget, lab, table, scratch) if touches else run_cursor(m, env, budget, lab, table, scratch, pagewise)):
-        over = NO_END
+    elif touches:
+        over = OVER if run_touches(m, env, budget, lab, table, scratch) else NO_END
+    else:
+        over = OVER if run_cursor(m, env, budget, lab, table, scratch, pagewise) else NO_END
     if over != OVER:
         return over
     m.cpu[0, Cpu.PHASE] = Phase.DONE

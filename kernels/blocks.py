@@ -69,9 +69,17 @@ def fill_uniform(units: Int64s, count: int, key: int, visit: int, n: int) -> Non
 
 @jit
 def fill_permuted(units: Int64s, count: int, key: int, visit: int, n: int) -> None:
+    for i in range(count):
+        units[i] = visit + i
+    permute_units(units, count, key, n)
+
+
+@jit
+def permute_units(units: Int64s, count: int, key: int, n: int) -> None:
+    """Each number below n goes to its place in a permutation: draws.permute() of a whole block."""
     half = half_bits(n)
     for i in range(count):
-        units[i] = permute_once(key, visit + i, half)
+        units[i] = permute_once(key, units[i], half)
     if n == np.int64(1) << (2 * half):
         return
     for i in range(count):

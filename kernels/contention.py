@@ -31,6 +31,16 @@ def own_line(m: Machine, env: Env, actor: int, owner: int) -> int:
 
 
 @jit
+def wait_until(m: Machine, actor: int, free: int, waited: int) -> int:
+    """Delay the actor until a short lock is free, and count that; returns when it has the lock."""
+    now = m.cpu[actor, Cpu.TIME]
+    start = max(now, free)
+    m.vm[Vm.DELAY] += start - now
+    m.counters[waited] += start - now
+    return start
+
+
+@jit
 def refill(m: Machine, env: Env, actor: int, action: int) -> None:
     """An action takes a page from its CPU's list, and waits for zone->lock if that is empty (rmqueue_pcplist())."""
     small = (SMALL_ACTIONS >> action) & 1
@@ -41,22 +51,15 @@ def refill(m: Machine, env: Env, actor: int, action: int) -> None:
     pages = Cpu.PCP_SMALL if small else Cpu.PCP_HUGE
     if c[pages] == 0:
         c[pages] = SMALL_LIST if small else HUGE_LIST
-        start = max(c[Cpu.TIME], m.vm[Vm.ZONE_FREE])
-        m.vm[Vm.ZONE_FREE] = start + env.costs[Cost.ZONE_LOCK_NS]
-        m.vm[Vm.DELAY] += start - c[Cpu.TIME]
-        m.counters[Counter.ZONE_LOCK_WAIT_NS] += start - c[Cpu.TIME]
+        m.vm[Vm.ZONE_FREE] = wait_until(m, actor, m.vm[Vm.ZONE_FREE], Counter.ZONE_LOCK_WAIT_NS) + env.costs[Cost.ZONE_LOCK_NS]
     c[pages] -= 1
 
 
 @jit
 def lock_pmd(m: Machine, env: Env, actor: int) -> None:
     """__split_huge_pmd() holds the lock of the page's PMD table from now on."""
-    now = m.cpu[actor, Cpu.TIME]
     table = m.cpu[actor, Cpu.PAGE] >> PUD_ORDER
-    start = max(now, m.pmd_lock[table])
-    m.pmd_lock[table] = start + env.costs[Cost.SPLIT_PMD_NS]
-    m.vm[Vm.DELAY] += start - now
-    m.counters[Counter.PAGE_TABLE_LOCK_WAIT_NS] += start - now
+    m.pmd_lock[table] = wait_until(m, actor, m.pmd_lock[table], Counter.PAGE_TABLE_LOCK_WAIT_NS) + env.costs[Cost.SPLIT_PMD_NS]
 
 
 @jit
@@ -73,6 +76,12 @@ def slowed(env: Env, ns: int) -> int:
 
 
 @jit
+def own_work(m: Machine, env: Env, actor: int, ns: int) -> int:
+    """What so much work takes the actor where it runs."""
+    return slowed(env, ns) if m.cpu[actor, Cpu.SHARES_CORE] else ns
+
+
+@jit
 def open_stream(m: Machine, env: Env, actor: int) -> None:
     """The event's traffic shares the host's bandwidth with the streams in flight."""
     vm = m.vm
@@ -81,8 +90,7 @@ def open_stream(m: Machine, env: Env, actor: int) -> None:
     vm[Vm.STREAMS] += 1
     m.cpu[actor, Cpu.STREAMING] = 1
     alone = env.costs[Cost.MEMORY_2M_NS] * (vm[Vm.TRAFFIC] >> PAGE_SHIFT) >> PMD_ORDER
-    own = slowed(env, vm[Vm.TRAFFIC_NS]) if m.cpu[actor, Cpu.SHARES_CORE] else vm[Vm.TRAFFIC_NS]
-    wait = max(0, vm[Vm.STREAMS] * alone - own)
+    wait = max(0, vm[Vm.STREAMS] * alone - own_work(m, env, actor, vm[Vm.TRAFFIC_NS]))
     vm[Vm.TRAFFIC] = 0
     vm[Vm.TRAFFIC_NS] = 0
     vm[Vm.DELAY] += wait
@@ -102,8 +110,8 @@ def settle(m: Machine, env: Env, actor: int, begin: int) -> bool:
     """Add an event's delay, and what a shared core adds to its work since `begin`; False: the actor goes on later."""
     c = m.cpu[actor]
     delay = m.vm[Vm.DELAY]
-    if c[Cpu.SHARES_CORE] and c[Cpu.TIME] < NEVER:
-        c[Cpu.TIME] = begin + slowed(env, c[Cpu.TIME] - begin)
+    if c[Cpu.TIME] < NEVER:
+        c[Cpu.TIME] = begin + own_work(m, env, actor, c[Cpu.TIME] - begin)
     if delay == 0:
         return True
     m.vm[Vm.DELAY] = 0

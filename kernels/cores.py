@@ -5,7 +5,7 @@ import numpy as np
 from kernels.contention import close_stream
 from kernels.cost import Cost
 from kernels.jit import jit
-from kernels.schedule import plan_event
+from kernels.schedule import plan_event, takes_turns
 from kernels.spec import NEVER, Actor, Counter, Cpu, OnCpu, Phase, Setup, Stream, Vm
 from kernels.state import Env, Machine, in_guest
 
@@ -41,7 +41,6 @@ def start_cores(m: Machine, env: Env) -> None:
         if actor < cpus:
             m.cpu[actor, Cpu.SLICE_END] = slice_ns(env)
         else:
-            m.cpu[actor, Cpu.TIME] = NEVER
             enqueue(m, actor, np.int64(0), np.int64(0))
 
 
@@ -109,7 +108,7 @@ def end_slice(m: Machine, env: Env, actor: int) -> None:
 @jit
 def leave_event(m: Machine, env: Env, actor: int, now: int) -> None:
     """After an event at `now`: a slice that ran out meanwhile ends with it; who is done leaves its CPU."""
-    if not m.vm[Vm.SLICED] or actor >= m.vm[Vm.ACTORS]:
+    if not takes_turns(m, actor):
         return
     c = m.cpu[actor]
     c[Cpu.SLICE_END] = max(c[Cpu.SLICE_END], now)
@@ -124,7 +123,7 @@ def sleep(m: Machine, env: Env, actor: int) -> None:
     c = m.cpu[actor]
     now = c[Cpu.TIME]
     c[Cpu.TIME] = NEVER
-    if m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS]:
+    if takes_turns(m, actor):
         c[Cpu.ON_CPU] = OnCpu.SLEEPS
         c[Cpu.SLICE_END] = 0
         free_cpu(m, env, now)
@@ -134,7 +133,7 @@ def sleep(m: Machine, env: Env, actor: int) -> None:
 def wake_up(m: Machine, env: Env, actor: int, now: int, ready: int) -> None:
     """The actor may go on from `ready` on; on a CPU that is free, or as soon as it gets one."""
     c = m.cpu[actor]
-    if not m.vm[Vm.SLICED] or actor >= m.vm[Vm.ACTORS]:
+    if not takes_turns(m, actor):
         c[Cpu.TIME] = ready
     elif m.vm[Vm.FREE_CPUS] > 0:
         m.vm[Vm.FREE_CPUS] -= 1

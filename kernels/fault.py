@@ -7,7 +7,7 @@ Sources: kvm_tdp_page_fault(), kvm_faultin_pfn(), hva_to_pfn(), kvm_tdp_mmu_map(
 
 import numpy as np
 
-from kernels.contention import close_stream, open_stream, refill, settle, slowed
+from kernels.contention import close_stream, open_stream, own_work, refill, settle
 from kernels.cost import Cost
 from kernels.jit import jit
 from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
@@ -159,7 +159,7 @@ def fast_page_fault(m: Machine, env: Env, actor: int) -> int:
     c = m.cpu[actor]
     if env.setup[Setup.MMU] == Mmu.SHADOW or not (c[Cpu.PRESENT] and c[Cpu.WRITE]):
         return RETRY
-    if access_allowed(m, env, c[Cpu.PAGE], WRITE, READ):  # another vCPU was faster
+    if access_allowed(m, c[Cpu.PAGE], WRITE):  # another vCPU was faster
         return SPURIOUS
     return FIXED if fix_write_protected(m, c[Cpu.PAGE]) else RETRY
 
@@ -334,7 +334,7 @@ def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
     else:
         m.counters[Counter.PF_SPURIOUS] += 1
     back_ns = half_exit(env, SECOND)
-    record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME] + (slowed(env, back_ns) if c[Cpu.SHARES_CORE] else back_ns))
+    record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME] + own_work(m, env, actor, back_ns))
     c[Cpu.TIME] += back_ns
     c[Cpu.PHASE] = Phase.TOUCH
     return False

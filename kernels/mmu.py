@@ -78,12 +78,9 @@ def leaf_allows(leaf: int, write: int) -> bool:
 
 
 @jit
-def access_allowed(m: Machine, env: Env, page: int, write: int, fetch: int) -> bool:
-    """The guest's access needs no exit."""
-    order = leaf_order(m, page)
-    if fetch and order and env.setup[Setup.NX]:
-        return False
-    return leaf_allows(leaf_at(m, page, order), write)
+def access_allowed(m: Machine, page: int, write: int) -> bool:
+    """The page's leaf lets the guest read or write."""
+    return leaf_allows(leaf_at(m, page, leaf_order(m, page)), write)
 
 
 @jit

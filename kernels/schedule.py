@@ -25,10 +25,16 @@ def is_preemptible(phase: int) -> bool:
 
 
 @jit
+def takes_turns(m: Machine, actor: int) -> bool:
+    """A vCPU of a step with fewer CPUs than vCPUs."""
+    return m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS]
+
+
+@jit
 def ends_slice(m: Machine, actor: int) -> bool:
     """The actor's next event is the end of its slice."""
     c = m.cpu[actor]
-    return m.vm[Vm.SLICED] and actor < m.vm[Vm.ACTORS] and c[Cpu.SLICE_END] < c[Cpu.TIME] and is_preemptible(c[Cpu.PHASE])
+    return takes_turns(m, actor) and c[Cpu.SLICE_END] < c[Cpu.TIME] and is_preemptible(c[Cpu.PHASE])
 
 
 @jit

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.blocks import permute_units
 from kernels.draws import (
     GOLDEN,
     SALT_ACTOR,
@@ -153,12 +154,17 @@ def minus_ln(x: float) -> float:
 
 
 @jit
+def fraction(bits: np.uint64) -> float:
+    """0 <= u < 1, of 53 bits."""
+    return np.float64(np.int64(bits >> np.uint64(11))) * UNIT
+
+
+@jit
 def draw_waits(skip: Skip, key: int) -> None:
     """Of the next events: how long each is waited for, in units of its rate, and the toss for read or write."""
     for i in range(MOST):
-        skip.tosses[i] = np.float64(np.int64(draw(key, SALT_WRITE, skip.left[1] + i) >> np.uint64(11))) * UNIT
-        bits = draw(key, SALT_ORDER, skip.left[1] + i)
-        skip.waits[i] = minus_ln((np.float64(np.int64(bits >> np.uint64(11))) + 0.5) * UNIT)
+        skip.tosses[i] = fraction(draw(key, SALT_WRITE, skip.left[1] + i))
+        skip.waits[i] = minus_ln(fraction(draw(key, SALT_ORDER, skip.left[1] + i)) + 0.5 * UNIT)
 
 
 @jit
@@ -232,17 +238,6 @@ def find_ranks(skip: Skip, key: int, count: int) -> None:
 
 
 @jit
-def scatter_ranks(skip: Skip, key: int, count: int, n: int) -> None:
-    """From the ranks of a block's events to their units: where workload.unit_of() puts them."""
-    half = half_bits(n)
-    for i in range(count):
-        skip.ranks[i] = permute_once(key, skip.ranks[i], half)
-    for i in range(count):
-        while skip.ranks[i] >= n:
-            skip.ranks[i] = permute_once(key, skip.ranks[i], half)
-
-
-@jit
 def next_firsts(env: Env, skip: Skip, key: int) -> int:
     """Which kinds of first accesses come next, after how many hits, and the rank of the unit of each (with one bin its place
     in the order of its kind); their number."""
@@ -296,7 +291,7 @@ def fill_firsts(env: Env, skip: Skip, n: int, shift: int, block: Int64s) -> int:
     count = next_firsts(env, skip, key)
     find_ranks(skip, key, count)
     if s[Stream.ORDER] == Order.ZIPF:
-        scatter_ranks(skip, key, count, n)
+        permute_units(skip.ranks, count, key, n)  # where workload.unit_of() puts them
     for i in range(count):
         block[i] = ((shift + ((s[Stream.START_BYTES] + skip.ranks[i] * s[Stream.EVERY_BYTES]) >> PAGE_SHIFT)) << 1) | skip.kinds[i]
     return count
@@ -308,6 +303,6 @@ def writes_of_hits(env: Env, skip: Skip) -> int:
     key = actor_key(env.stream[Stream.KEY], np.int64(0))
     z = -NORMAL_DRAWS / 2.0
     for i in range(NORMAL_DRAWS):
-        z += np.float64(np.int64(draw(key, SALT_ACTOR, np.int64(i)) >> np.uint64(11))) * UNIT
+        z += fraction(draw(key, SALT_ACTOR, np.int64(i)))
     found = np.int64(skip.writes[0] + math.sqrt(max(0.0, skip.writes[1])) * z + 0.5)
     return min(max(found, 0), skip.left[2])

@@ -177,6 +177,11 @@ class Point(BaseModel):
             raise ValueError("; ".join(faults))
         return self
 
+    @property
+    def preallocates(self) -> Prealloc:
+        """`prealloc` as the kernels' bits."""
+        return Prealloc[self.prealloc.upper().replace("+", "_")]
+
     def values(self) -> dict[str, Any]:
         """Every parameter as a plain value, defaults filled in."""
         return self.model_dump() | {"cores": self.vcpus if self.cores is None else self.cores}
@@ -224,7 +229,7 @@ def _check_hugetlb(p: Point) -> str:
 def _check_mmu(p: Point) -> str:
     if p.policy == "change_pte_prefetch" and p.mmu != "tdp":
         return f"policy {p.policy!r} is a change to the TDP MMU: mmu = {p.mmu!r} does not have it"
-    if p.mmu == "shadow" and Prealloc[p.prealloc.upper().replace("+", "_")] & Prealloc.PRE_FAULT:
+    if p.mmu == "shadow" and p.preallocates & Prealloc.PRE_FAULT:
         return f"prealloc = {p.prealloc!r}: KVM_PRE_FAULT_MEMORY needs EPT or NPT, not mmu = 'shadow'"
     return ""
 
@@ -238,7 +243,7 @@ def _check_policy(p: Point) -> str:
 
 
 def _check_pre_fault(p: Point) -> str:
-    wants = Prealloc[p.prealloc.upper().replace("+", "_")] & Prealloc.PRE_FAULT
+    wants = p.preallocates & Prealloc.PRE_FAULT
     if wants and not behaviours(p.kernel)[Behaviour.PRE_FAULT_MEMORY]:
         return f"prealloc = {p.prealloc!r}: kernel {p.kernel} has no KVM_PRE_FAULT_MEMORY; 6.11 is the first that has it"
     return ""

@@ -5,7 +5,6 @@ Seconds follow from what a step's accesses will find: pages that nobody touched 
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -14,7 +13,7 @@ from kernels.spec import PAGE_BYTES, PMD_PAGES, PUD_PAGES, Prealloc
 from kernels.state import state_bytes
 from sweep.configs import Workload
 from sweep.parameters import Point
-from sweep.steps import TouchStep, VmmCowStep, touches_of
+from sweep.steps import TouchStep, VmmCowStep, touches_of, traits_of_point
 
 POINT_SECONDS = 1.5e-3
 STATE_BYTE_SECONDS = 2e-10
@@ -35,24 +34,22 @@ class Found(Enum):
     READ_ONLY = (13, 2)
 
 
-HUGE_PAGES: Mapping[str, int] = {
-    "anonymous_thp": PMD_PAGES,
-    "shmem_thp": PMD_PAGES,
-    "anonymous_hugetlb_2mb": PMD_PAGES,
-    "shared_hugetlb_2mb": PMD_PAGES,
-    "anonymous_hugetlb_1gb": PUD_PAGES,
-    "shared_hugetlb_1gb": PUD_PAGES,
-}
-COPIES = ("anonymous", "anonymous_thp", "anonymous_default", "private_memfd")  # what is read first is copied on a write
 HOLD_SECONDS = 5e-8  # per vCPU and copy where faults take mmu_lock for writing
 
 
 def copies_pages(point: Point) -> bool:
     """Pages that were read first are copied one by one when they are written."""
-    if point.backing not in COPIES or point.policy == "always_writable" or point.prealloc.startswith("populate"):
+    traits = traits_of_point(point)
+    if traits.shared or traits.hugetlb or point.policy == "always_writable" or point.preallocates & Prealloc.POPULATE:
         return False
     whole = not point.use_zero_page or behaviours(point.kernel, point.policy)[Behaviour.HUGE_ZERO_WRITE_THP]
-    return not (point.backing == "anonymous_thp" and whole)
+    return not (traits.thp and whole)
+
+
+def _huge_pages(point: Point) -> int:
+    """4K pages that one fault of untouched memory maps."""
+    traits = traits_of_point(point)
+    return PUD_PAGES if traits.gigantic else PMD_PAGES if traits.hugetlb or traits.thp else 1
 
 
 @dataclass
@@ -93,7 +90,7 @@ def _touch_seconds(spec: TouchStep, point: Point, found: Found) -> float:
         if spec.order == "sequential" and spec.every == PAGE_BYTES and spec.access in ("read", "write"):
             return touches * RUN_PAGE_SECONDS
         return touches * LONE_SECONDS * max(1.0, math.log2(part / CACHED_BYTES) / 2 if part else 1.0)
-    huge = 1 if found is Found.READ_ONLY else HUGE_PAGES.get(point.backing, 1)
+    huge = 1 if found is Found.READ_ONLY else _huge_pages(point)
     faults = min(touches, math.ceil(part / huge)) if found is not Found.MAPPED else 0
     seconds = touches * HIT_SECONDS + faults * _fault_seconds(found, vcpus, point.mmu == "tdp")
     if spec.access == "pairs" and found is Found.NOTHING and copies_pages(point):
@@ -102,7 +99,7 @@ def _touch_seconds(spec: TouchStep, point: Point, found: Found) -> float:
 
 
 def _populate_seconds(point: Point) -> float:
-    pages = point.memory // PAGE_BYTES // HUGE_PAGES.get(point.backing, 1)
+    pages = point.memory // PAGE_BYTES // _huge_pages(point)
     return pages * (5 * RUN_PAGE_SECONDS if point.prealloc_threads == 1 else _fault_seconds(Found.NOTHING, point.prealloc_threads))
 
 
@@ -110,7 +107,7 @@ def predict_seconds(point: Point, workload: Workload) -> float:
     """Seconds of one core for a point, from its accesses, vCPUs, backing and memory."""
     seconds = POINT_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
     touched = Touched()
-    if Prealloc[point.prealloc.upper().replace("+", "_")] & Prealloc.POPULATE:
+    if point.preallocates & Prealloc.POPULATE:
         seconds += _populate_seconds(point)
     for spec in workload.specs:
         if isinstance(spec, TouchStep):

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 from kernels import steps as model
 from kernels.checks import MAX_IDLE_NS, StepChecks
 from kernels.policy import behaviours
-from kernels.primary_mmu import traits_of
+from kernels.primary_mmu import Traits, traits_of
 from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PAGE_BYTES, Access, Backing, Call, Mmu, Order, Spread, ThpEnabled
 from kernels.state import geometry_of
 from sweep.errors import Fault, StudyError
@@ -283,7 +283,7 @@ def _column(path: Path, table: pa.Table, name: str) -> Any:
 
 def check_steps(specs: Sequence[Any], folder: Path, point: Point) -> list[tuple[int, str]]:
     """(number of the step, what is wrong with it on that point) for each step that cannot be where it stands."""
-    traits = traits_of(Backing[point.backing.upper()], ThpEnabled[point.thp_enabled.upper()])
+    traits = traits_of_point(point)
     geometry = geometry_of(point.memory, point.offset, traits.gigantic)
     checks = StepChecks(behaviours(point.kernel, point.policy), Mmu[point.mmu.upper()], point.kernel, traits, geometry)
     found = []
@@ -327,6 +327,11 @@ def _check_list(path: Path, pages: int, vcpus: int) -> str:
         if len(bad):
             return f"touch_list: {path}: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}"
     return ""
+
+
+def traits_of_point(point: Point) -> Traits:
+    """What the point's backing is to a host fault."""
+    return traits_of(Backing[point.backing.upper()], ThpEnabled[point.thp_enabled.upper()])
 
 
 def touches_of(spec: Any, pages: int) -> int:

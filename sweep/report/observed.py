@@ -7,7 +7,7 @@ import pandas as pd
 
 from sweep.observations import METRICS, Observation
 from sweep.quantity import human_size
-from sweep.report.tables import ReportTable, varying
+from sweep.report.tables import ReportTable, pick, varying
 
 FIRST = ("workload", "backing", "costs", "mmu", "kernel", "cores", "smt")  # in this order; what varies beside them comes after
 FREE = "costs"  # a row does not say them: each cost file is a prediction of its own
@@ -20,7 +20,7 @@ def observed_table(points: pd.DataFrame, observations: Sequence[Observation]) ->
     lines: list[dict[str, Any]] = []
     missing = []
     for row, columns in zip(observations, wanted, strict=True):
-        found = _with(points, columns)
+        found = pick(points, **columns)
         if found.empty:
             missing.append(row.case)
         for costs, group in found.groupby(FREE, sort=True):
@@ -42,12 +42,6 @@ def figures_table(points: pd.DataFrame, observations: Sequence[Observation]) -> 
     for name, metric in metrics.items():
         shown[name] = [_figure(value) for value in frame[metric.column] * metric.scale]
     return ReportTable("Predictions", shown)
-
-
-def _with(points: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
-    for name, value in columns.items():
-        points = points[points[name] == value]
-    return points
 
 
 def _cell(name: str, value: Any) -> str:

@@ -28,19 +28,16 @@ SETTINGS: Mapping[str, dict[str, object]] = {
 BASE: Mapping[str, object] = {"kernel": "6.5", "policy": "mainline", "backing": "anonymous_thp", "use_zero_page": True, "vcpus": VCPUS}
 
 
-def row_of(frame: pd.DataFrame, setting: str, cores: int, **wanted: object) -> "pd.Series[float] | None":
-    rows = pick(frame, **{**BASE, **SETTINGS[setting], "cores": cores, **wanted})
+def row_of(frame: pd.DataFrame, setting: str, cores: int, workload: str) -> "pd.Series[float] | None":
+    """The first row of a setting, of points or of some of their steps."""
+    rows = pick(frame, **{**BASE, **SETTINGS[setting], "cores": cores, "workload": workload})
     return None if rows.empty else rows.iloc[0]
 
 
 def writes_in_vain(world: World, setting: str, cores: int) -> float | None:
     """Retries per written page, where every page was read before; a copy's own one is left out."""
-    rows = pick(world.steps, **{**BASE, **SETTINGS[setting], "cores": cores, "workload": "read_then_write"})
-    rows = rows[rows["writes"] > 0]
-    if rows.empty:
-        return None
-    row = rows.iloc[0]
-    return float((row["pf_retry"] - row["cow_4k"]) / row["writes"])
+    row = row_of(world.steps[world.steps["writes"] > 0], setting, cores, workload="read_then_write")
+    return None if row is None else float((row["pf_retry"] - row["cow_4k"]) / row["writes"])
 
 
 def storm(world: World) -> float | None:
@@ -91,11 +88,11 @@ CLAIM = Claim(
 
 def overcommit_table(points: pd.DataFrame) -> ReportTable:
     """Each setting with a core per vCPU and with half of them: exits in vain and boot time."""
+    frame = pick(points, costs="default", replicate=0)
     rows = []
     for setting in SETTINGS:
         line: dict[str, str] = {"setting": setting}
         for cores in (VCPUS, HALF):
-            frame = pick(points, costs="default", replicate=0)
             boot = row_of(frame, setting, cores, workload="boot_ovmf_parallel")
             copies = row_of(frame, setting, cores, workload="read_then_write")
             if boot is not None and copies is not None:
