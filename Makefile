@@ -33,7 +33,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.run
 
 verify: $(STAMP)
-	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest tests/test_differential.py
+	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest -n 2 tests/test_differential.py
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation.run

@@ -1,5 +1,6 @@
 """Shared fixtures: small studies, run once per session."""
 
+from collections import Counter as Tally
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def study_file(tmp_path: Path) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What tests recorded: how many examples ran."""
+    """What tests recorded, summed up: how many examples ran."""
+    recorded = Tally[str]()
     for report in terminalreporter.stats.get("passed", []):
-        for name, value in report.user_properties:
-            terminalreporter.write_line(f"{name}: {value}")
+        recorded.update(dict(report.user_properties))
+    for name, total in recorded.items():
+        terminalreporter.write_line(f"{name}: {total:,}")

@@ -3,6 +3,7 @@
 A trace makes simulate() take the event loop. The generator of accesses is compared one by one as well.
 """
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from kernels.state import Bytes, Env, Geometry, Int64s, Machine, new_machine
 from kernels.steps import ChildExit, Collapse, DirtyLog, DontNeed, Fork, HostTouch, KsmMerge, Populate, Step, VmmCow
 from kernels.workload import fetch_access, start_actor, stream_of
 from tests.same_run import check_same
-from tests.strategies import checks_of, points, thorough
+from tests.strategies import checks_of, configurations, points, thorough
 
 
 def compare(**configuration: Any) -> Run:
@@ -165,6 +166,13 @@ def test_a_page_again_and_again() -> None:
         compare(
             memory=PMD_BYTES, steps=[Touch(access=Access.MIXED, write_percent=50.0, order=order, end=1 / 512, repeat=True, touches=3000)]
         )
+
+
+@thorough
+@given(configurations(max_vcpus=1, max_threads=1))
+def test_any_life_of_one_vcpu_equals_the_event_loop(configuration: dict[str, Any]) -> None:
+    with suppress(BudgetError):  # daemons can make a storm, in either
+        compare(**configuration)
 
 
 def test_the_budget_ends_a_step_in_both() -> None:
