@@ -1,40 +1,65 @@
 """Mutants: one change each to a rule of the policy table, or to a condition or count of the compiled kernels' sources."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 from kernels.policy import PROPOSALS, REGIMES, Behaviour
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-MODULES = ("mmu", "mmu_notifier", "primary_mmu", "fault", "calls", "dirty_log", "daemons", "locks", "memory")
+MODULES = (
+    "mmu",
+    "mmu_notifier",
+    "primary_mmu",
+    "fault",
+    "calls",
+    "dirty_log",
+    "daemons",
+    "locks",
+    "memory",
+    "contention",
+    "cores",
+)
 BOUNDARY = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 COUNTED = ("counters", "gauges", "vm")  # arrays of the machine whose updates are rules of their own
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`module` of kernels, and its source with one thing changed."""
+    """One thing changed: `source` takes the place of `module`'s `function`, or (no function) runs in the module."""
 
     module: str
+    function: str
     name: str
     source: str
 
+    def apply(self) -> None:
+        """Change the model of this process, for good."""
+        module = importlib.import_module(f"kernels.{self.module}")
+        code = compile(self.source, f"kernels.{self.module} (mutant)", "exec")
+        if not self.function:
+            exec(code, module.__dict__)
+            return
+        function = getattr(module, self.function)
+        function.__code__ = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == self.function)
 
-def _where(module: str, node: ast.AST) -> str:
-    return f"{module}.py:{getattr(node, 'lineno', 0)}"
+
+def _compiled(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") in ("jit", "shared", "entry") for d in node.decorator_list):
+            yield node
 
 
-def _conditions(tree: ast.AST) -> Iterator[tuple[ast.AST, str, ast.expr]]:
-    """(node, attribute, expression) of every condition in a compiled function."""
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef) and any(getattr(d, "id", "") == "jit" for d in function.decorator_list):
-            for node in ast.walk(function):
-                if isinstance(node, ast.If | ast.IfExp):
-                    yield node, "test", node.test
-                elif isinstance(node, ast.Return) and isinstance(node.value, ast.BoolOp | ast.Compare):
-                    yield node, "value", node.value
+def _conditions(function: ast.FunctionDef) -> Iterator[tuple[ast.AST, str, ast.expr]]:
+    """(node, attribute, expression) of every condition."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.If | ast.IfExp):
+            yield node, "test", node.test
+        elif isinstance(node, ast.Return) and isinstance(node.value, ast.BoolOp | ast.Compare):
+            yield node, "value", node.value
 
 
 def _changes(expression: ast.expr) -> Iterator[tuple[str, ast.expr]]:
@@ -58,37 +83,44 @@ def _is_count(node: ast.AST) -> bool:
     return isinstance(target, ast.Subscript) and isinstance(target.value, ast.Attribute) and target.value.attr in COUNTED
 
 
-def condition_mutants(module: str) -> Iterator[Mutant]:
-    text = (KERNELS / f"{module}.py").read_text()
-    tree = ast.parse(text)
-    for node, attribute, expression in list(_conditions(tree)):
+def _source(function: ast.FunctionDef) -> str:
+    return ast.unparse(ast.fix_missing_locations(function))
+
+
+def function_mutants(module: str, function: ast.FunctionDef) -> Iterator[Mutant]:
+    """`function` with one condition changed, or one count left out."""
+    for node, attribute, expression in list(_conditions(function)):
         for what, changed in _changes(expression):
             setattr(node, attribute, changed)
-            source = ast.unparse(ast.fix_missing_locations(tree))
-            yield Mutant(module, f"{_where(module, expression)} {what}: {ast.unparse(expression)[:90]}", source)
+            where = f"{module}.py:{expression.lineno} {function.name}()"
+            yield Mutant(module, function.name, f"{where} {what}: {ast.unparse(expression)[:90]}", _source(function))
         setattr(node, attribute, expression)
-    for node in ast.walk(tree):
+    for node in ast.walk(function):
         if isinstance(node, ast.AugAssign) and _is_count(node):
             value, node.value = node.value, ast.Constant(0)
-            yield Mutant(
-                module, f"{_where(module, node)} not counted: {ast.unparse(node.target)}", ast.unparse(ast.fix_missing_locations(tree))
-            )
+            where = f"{module}.py:{node.lineno} {function.name}()"
+            yield Mutant(module, function.name, f"{where} not counted: {ast.unparse(node.target)}", _source(function))
             node.value = value
+
+
+def module_mutants(module: str) -> Iterator[Mutant]:
+    for function in _compiled(ast.parse((KERNELS / f"{module}.py").read_text())):
+        function.decorator_list = []
+        yield from function_mutants(module, function)
 
 
 def policy_mutants() -> Iterator[Mutant]:
     """Each entry of the table the other way round: every change of a regime, every proposal."""
-    text = (KERNELS / "policy.py").read_text()
     for number, regime in enumerate(REGIMES):
         for behaviour, value in regime.changes.items():
             if number or behaviour in (Behaviour.CHANGE_PTE, Behaviour.HUGETLB_ZAP_TWICE, Behaviour.LAST_SUBPAGE_REUSE):
-                flip = f"\nREGIMES[{number}].changes[Behaviour.{behaviour.name}] = {1 - value}\n"
-                yield Mutant("policy", f"policy.py: {regime.since} {behaviour.name} = {1 - value}", text + flip)
+                flip = f"REGIMES[{number}].changes[Behaviour.{behaviour.name}] = {1 - value}\n"
+                yield Mutant("policy", "", f"policy.py: {regime.since} {behaviour.name} = {1 - value}", flip)
     for name, proposal in PROPOSALS.items():
         for behaviour in proposal.changes:
-            drop = f"\ndel PROPOSALS[{name!r}].changes[Behaviour.{behaviour.name}]\n"
-            yield Mutant("policy", f"policy.py: proposal {name} without {behaviour.name}", text + drop)
+            drop = f"del PROPOSALS[{name!r}].changes[Behaviour.{behaviour.name}]\n"
+            yield Mutant("policy", "", f"policy.py: proposal {name} without {behaviour.name}", drop)
 
 
 def all_mutants() -> list[Mutant]:
-    return [*policy_mutants(), *(mutant for module in MODULES for mutant in condition_mutants(module))]
+    return [*policy_mutants(), *(mutant for module in MODULES for mutant in module_mutants(module))]
