@@ -12,10 +12,10 @@ import numpy as np
 
 from kernels.blocks import BLOCK, WRITES, count_writes, fill_block, is_run_of_pages, next_run
 from kernels.engine import start_step
-from kernels.jit import entry, jit, prefetch, shared
+from kernels.jit import jit, prefetch, shared
 from kernels.learned import CLASSES, FRESH, LEAF, UNKNOWN, PageTable, fold, forget_all, learn, run_access
 from kernels.mmu import is_leaf
-from kernels.skip import Skip, fill_firsts, new_skip, start_skipping, writes_of_hits
+from kernels.skip import Skip, fill_firsts, start_skipping, writes_of_hits
 from kernels.spec import (
     PAGE_SHIFT,
     PMD_ORDER,
@@ -54,7 +54,6 @@ class Scratch(NamedTuple):
     units: Int64s  # (BLOCK,)
     block: Int64s  # (BLOCK + AHEAD,) accesses
     paged: Int64s  # (BLOCK,) those of a block whose page's byte has to be looked at
-    skip: Skip
 
 
 def new_scratch(m: Machine) -> Scratch:
@@ -66,7 +65,6 @@ def new_scratch(m: Machine) -> Scratch:
         units=np.empty(BLOCK, np.int64),
         block=np.zeros(BLOCK + AHEAD, np.int64),
         paged=np.empty(BLOCK, np.int64),
-        skip=new_skip(),
     )
 
 
@@ -115,7 +113,7 @@ def mode_of(m: Machine, env: Env, table: PageTable, page: int) -> int:
     return UNTOUCHED if host == HostPmd.NONE and entry == SptePmd.N and whole else SLOW
 
 
-@jit
+@shared
 def note_modes(m: Machine, env: Env, table: PageTable, scratch: Scratch, first: int, end: int) -> None:
     """Cells [first, end) changed, perhaps."""
     shift, across = m.vm[Vm.SHIFT], crossing(m)
@@ -232,9 +230,9 @@ def same_bytes(pte: Bytes, first: int, end: int) -> bool:
 
 
 @jit
-def fill_bytes(part: Bytes, state: np.uint8) -> None:
-    for i in range(len(part)):
-        part[i] = state
+def fill_bytes(pte: Bytes, first: int, end: int, state: np.uint8) -> None:
+    for page in range(np.uint64(first), np.uint64(end)):
+        pte[page] = state
 
 
 @jit
@@ -244,7 +242,7 @@ def touch_run(pte: Bytes, first: int, end: int, write: int, after: Bytes, seen: 
     state = after[k]
     if state != UNKNOWN and same_bytes(pte, first, end):
         if state != pte[first]:
-            fill_bytes(pte[first:end], state)
+            fill_bytes(pte, first, end, state)
         seen[k] += end - first
         return end
     for page in range(first, end):
@@ -294,7 +292,7 @@ def access_slowly(m: Machine, env: Env, budget: int, lab: Machine, table: PageTa
     return DONE if run_access(m, env, budget) else FAILED
 
 
-@jit
+@shared
 def access_one(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch, page: int, write: int) -> int:
     """One access that could not be looked up with others: as access_slowly()."""
     mode = np.int64(scratch.modes[cell_of(page, m.vm[Vm.SHIFT], crossing(m))])
@@ -310,7 +308,7 @@ def access_one(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable
     return status
 
 
-@jit
+@shared
 def run_block(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch, count: int) -> bool:
     """The accesses of scratch.block, in their order. False: more than `budget` events."""
     at = np.int64(0)
@@ -405,11 +403,10 @@ def run_touches(m: Machine, env: Env, budget: int, lab: Machine, table: PageTabl
     return True
 
 
-@jit
-def run_firsts(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch) -> int:
+@shared
+def run_firsts(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, skip: Skip, scratch: Scratch) -> int:
     """The same with all hits that are no page's first read or write counted at once. OVER, or why not."""
     n = m.cpu[0, Cpu.HI] - m.cpu[0, Cpu.LO]
-    skip = scratch.skip
     start_skipping(env, skip, m.cpu[0, Cpu.LIMIT], n)
     while True:
         count = fill_firsts(env, skip, n, m.vm[Vm.SHIFT], scratch.block)
@@ -442,8 +439,8 @@ def run_cursor(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable
     return True
 
 
-@entry
-def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, scratch: Scratch) -> int:
+@shared
+def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable, skip: Skip, scratch: Scratch) -> int:
     """One step with a single actor. Returns its ns, or why there is none: NO_END, SPLIT."""
     start_step(m, env)
     kind = env.stream[Stream.ACTOR]
@@ -456,7 +453,7 @@ def run_alone(m: Machine, env: Env, budget: int, lab: Machine, table: PageTable,
                 learn(lab, m, env, table, LEAF + write)
         find_modes(m, env, table, scratch)
     if env.stream[Stream.SKIP_HITS]:
-        over = run_firsts(m, env, budget, lab, table, scratch)
+        over = run_firsts(m, env, budget, lab, table, skip, scratch)
     elif touches:
         over = OVER if run_touches(m, env, budget, lab, table, scratch) else NO_END
     else:

@@ -5,7 +5,7 @@ import numpy as np
 from kernels.contention import add_traffic
 from kernels.cost import Cost
 from kernels.dirty_log import log_get, log_off, log_on
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.memory import drop_frames, drop_page, take_thp
 from kernels.mmu import zap
 from kernels.mmu_notifier import region_of_slot
@@ -40,7 +40,7 @@ def lock_write(m: Machine, env: Env) -> int:
     return ns
 
 
-@jit
+@shared
 def run_pair(m: Machine, env: Env, first: int, end: int, change_pte: int) -> int:
     """One whole invalidation of pages [first, end) of the slot; returns ns."""
     m.counters[Counter.INVALIDATE_RANGE_START] += 1
@@ -121,7 +121,7 @@ def child_exit(m: Machine, env: Env) -> int:
     return env.costs[Cost.FORK_NS]
 
 
-@jit
+@shared
 def split_leaf(m: Machine, env: Env, region: int) -> int:
     """__split_huge_pmd() of a leaf that is not to go as a whole, its pair included; returns ns."""
     ns = run_region_pair(m, env, region << PMD_ORDER) + env.costs[Cost.SPLIT_PMD_NS]
@@ -136,7 +136,7 @@ def split_leaf(m: Machine, env: Env, region: int) -> int:
     return ns
 
 
-@jit
+@shared
 def drop_leaf(m: Machine, env: Env, region: int) -> None:
     """A leaf goes as a whole; what is in the page cache stays there."""
     pmd = m.host_pmd[region]
@@ -208,7 +208,7 @@ def dontneed(m: Machine, env: Env) -> int:
     return ns
 
 
-@jit
+@shared
 def can_collapse(m: Machine, env: Env, region: int, max_none: int, max_shared: int) -> bool:
     """hpage_collapse_scan_pmd(): a table with enough pages of its own and at least one that is writable, or there."""
     if m.host_pmd[region] != HostPmd.TBL:

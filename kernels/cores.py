@@ -4,7 +4,7 @@ import numpy as np
 
 from kernels.contention import close_stream
 from kernels.cost import Cost
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.schedule import plan_event, takes_turns
 from kernels.spec import NEVER, Actor, Counter, Cpu, OnCpu, Phase, Setup, Stream, Vm
 from kernels.state import Env, Machine, in_guest
@@ -44,7 +44,7 @@ def start_cores(m: Machine, env: Env) -> None:
             enqueue(m, actor, np.int64(0), np.int64(0))
 
 
-@jit
+@shared
 def enqueue(m: Machine, actor: int, now: int, rest: int) -> None:
     """The actor waits for a CPU, with so much of its work left."""
     vm = m.vm
@@ -59,7 +59,7 @@ def enqueue(m: Machine, actor: int, now: int, rest: int) -> None:
         end_slices(m, now)
 
 
-@jit
+@shared
 def end_slices(m: Machine, now: int) -> None:
     """Somebody waits: slices that had run out end now."""
     m.vm[Vm.ENDLESS] = 0
@@ -69,7 +69,7 @@ def end_slices(m: Machine, now: int) -> None:
             plan_event(m, other)
 
 
-@jit
+@shared
 def free_cpu(m: Machine, env: Env, now: int) -> None:
     """A CPU has nobody: the head of the queue goes on there."""
     vm = m.vm
@@ -87,7 +87,7 @@ def free_cpu(m: Machine, env: Env, now: int) -> None:
     plan_event(m, actor)
 
 
-@jit
+@shared
 def end_slice(m: Machine, env: Env, actor: int) -> None:
     """The actor leaves its CPU to the next in the queue, if there is one."""
     vm = m.vm
@@ -117,7 +117,7 @@ def leave_event(m: Machine, env: Env, actor: int, now: int) -> None:
         free_cpu(m, env, now)
 
 
-@jit
+@shared
 def sleep(m: Machine, env: Env, actor: int) -> None:
     """The actor sleeps from its time on, until wake_up()."""
     c = m.cpu[actor]
@@ -129,7 +129,7 @@ def sleep(m: Machine, env: Env, actor: int) -> None:
         free_cpu(m, env, now)
 
 
-@jit
+@shared
 def wake_up(m: Machine, env: Env, actor: int, now: int, ready: int) -> None:
     """The actor may go on from `ready` on; on a CPU that is free, or as soon as it gets one."""
     c = m.cpu[actor]

@@ -113,7 +113,8 @@ def permute_once(key: int, x: int, half: int) -> int:
 def permute(key: int, i: int, n: int) -> int:
     """Place of i in a permutation of 0 ... n - 1: that of the next power of four, cycle walking."""
     half = half_bits(n)
-    x = permute_once(key, i, half)
-    while x >= n:  # ends: a permutation of the power of four leads back into 0 ... n - 1
+    x = i
+    while True:  # ends: a permutation of the power of four leads back into 0 ... n - 1
         x = permute_once(key, x, half)
-    return x
+        if x < n:
+            return x

@@ -7,7 +7,7 @@ from kernels.contention import close_stream, settle, slowed
 from kernels.cores import end_slice, leave_event, start_cores
 from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
 from kernels.fault import FIRST, half_exit, step_phase
-from kernels.jit import entry, jit
+from kernels.jit import entry, jit, shared
 from kernels.schedule import ends_slice, next_actor, next_other, plan_all, plan_event
 from kernels.spec import (
     NEVER,
@@ -25,46 +25,62 @@ from kernels.spec import (
 from kernels.state import Env, Machine, record_event, spte
 from kernels.workload import start_actor
 
+UNKNOWN = np.int64(-1)
 CONTENDED = tuple(int(i) for i in Vm if Vm.DELAY <= i <= Vm.TRAFFIC_NS)  # begins afresh with each step
 
 
 @jit
 def run_events(m: Machine, env: Env, budget: int) -> bool:
-    """All actors of the step, in the order of schedule.py. False: more than `budget` events."""
+    """In the order of schedule.py, until the step's own actors are done and no daemon is in the middle of something.
+
+    False: more than `budget` events."""
     ahead = looks_ahead(m, env)
+    running = m.vm[Vm.ACTORS]
     while True:
-        actor = next_actor(m)
+        actor = next_actor(m) if running else next_daemon(m)
         if actor < 0:
             return True
-        m.vm[Vm.EVENTS] += 1
+        if actor >= m.vm[Vm.ACTORS]:
+            m.vm[Vm.EVENTS] += 1
+            run_daemon_event(m, env, actor)
+        else:
+            run_actor(m, env, actor, budget, ahead)
+            running -= m.cpu[actor, Cpu.PHASE] == Phase.DONE
         if m.vm[Vm.EVENTS] > budget:
             return False
-        run_event(m, env, actor)
-        if ahead:
-            run_ahead(m, env, actor, budget)
         plan_event(m, actor)
 
 
 @jit
 def looks_ahead(m: Machine, env: Env) -> bool:
-    """A vCPU's accesses before its next exit change nothing for others, and can be taken out of turn: see run_ahead()."""
-    plain = not m.vm[Vm.SLICED] and not len(m.trace)
+    """A vCPU's accesses before its next exit change nothing for others, and can be taken out of turn: see horizon_of()."""
+    plain = not m.vm[Vm.SLICED] and not m.vm[Vm.DAEMONS] and not len(m.trace)
     return plain and env.stream[Stream.ACTOR] == Actor.GUEST and not (m.vm[Vm.LOGGING] and env.setup[Setup.PML])
 
 
 @jit
-def run_ahead(m: Machine, env: Env, actor: int, budget: int) -> None:
-    """Go on with the vCPU's accesses as long as nobody can change what they find: before the next event in flight, and
-    before the first thing that another vCPU does after its next access, should that exit."""
-    c = m.cpu[actor]
-    if c[Cpu.PHASE] != Phase.TOUCH:
-        return
+def horizon_of(m: Machine, env: Env, actor: int) -> int:
+    """Until then nobody can change what the vCPU's accesses find: before the next event in flight, and before the first thing
+    that another vCPU does after its next access, should that exit."""
     first_half = half_exit(env, FIRST)
     first_half = min(first_half, slowed(env, first_half))  # of whichever vCPU
-    horizon = min(m.flight[1], next_other(m.touch, actor) + first_half)
-    while c[Cpu.PHASE] == Phase.TOUCH and c[Cpu.TIME] < horizon and m.vm[Vm.EVENTS] < budget:
+    return min(m.flight[1], next_other(m.touch, actor) + first_half)
+
+
+@jit
+def run_actor(m: Machine, env: Env, actor: int, budget: int, ahead: bool) -> None:
+    """The actor's next event; with `ahead` its accesses behind it too, up to their horizon and one event more than `budget`."""
+    c = m.cpu[actor]
+    horizon = UNKNOWN
+    while True:
         m.vm[Vm.EVENTS] += 1
         run_event(m, env, actor)
+        if not ahead or c[Cpu.PHASE] != Phase.TOUCH or m.vm[Vm.EVENTS] > budget:
+            return
+        if horizon == UNKNOWN:
+            horizon = horizon_of(m, env, actor)
+        if c[Cpu.TIME] >= horizon:
+            return
 
 
 @jit
@@ -109,26 +125,7 @@ def next_daemon(m: Machine) -> int:
     return found if busy else np.int64(-1)
 
 
-@jit
-def run_events_beside_daemons(m: Machine, env: Env, budget: int) -> bool:
-    """As run_events(), until the step's own actors are done and no daemon is in the middle of something."""
-    running = m.vm[Vm.ACTORS]
-    while True:
-        actor = next_actor(m) if running else next_daemon(m)
-        if actor < 0:
-            return True
-        m.vm[Vm.EVENTS] += 1
-        if m.vm[Vm.EVENTS] > budget:
-            return False
-        if actor >= m.vm[Vm.ACTORS]:
-            run_daemon_event(m, env, actor)
-        else:
-            run_event(m, env, actor)
-            running -= m.cpu[actor, Cpu.PHASE] == Phase.DONE
-        plan_event(m, actor)
-
-
-@jit
+@shared
 def start_step(m: Machine, env: Env) -> None:
     m.counters[:] = 0
     m.hist[:] = 0
@@ -153,29 +150,19 @@ def step_ns(m: Machine) -> int:
     return last
 
 
-@entry
+@shared
 def run_many(m: Machine, env: Env, budget: int) -> int:
-    """One step with all its actors. Returns its ns, or -1 when the budget of events ran out."""
-    start_step(m, env)
-    plan_all(m, m.vm[Vm.ACTORS])
-    if not run_events(m, env, budget):
-        return -1
-    return step_ns(m)
-
-
-@entry
-def run_beside_daemons(m: Machine, env: Env, budget: int) -> int:
-    """One step with all its actors and the daemons. Returns its ns, or -1 when the budget of events ran out."""
+    """One step with all its actors, and the daemons if there are any. Returns its ns, or -1 when the budget of events ran out."""
     start_step(m, env)
     start_daemons(m, env)
     plan_all(m, m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS])
-    if not run_events_beside_daemons(m, env, budget):
+    if not run_events(m, env, budget):
         return -1
     stop_daemons(m)
     return step_ns(m)
 
 
-@entry
+@shared
 def run_call(m: Machine, env: Env) -> int:
     """One step that is a system call of the VMM. Returns its ns."""
     start_step(m, env)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels.contention import close_stream, open_stream, own_work, refill, settle
 from kernels.cost import Cost
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
 from kernels.mmu import WRITABLE, access_allowed, fix_write_protected, install, leaf_allows, leaf_at, leaf_order, set_leaf
 from kernels.mmu_notifier import (
@@ -64,9 +64,7 @@ FIRST, SECOND = np.int64(0), np.int64(1)
 
 @jit
 def on_touch(m: Machine, env: Env, actor: int) -> bool:
-    """The next access, or the re-execution of one that exited."""
-    if m.cpu[actor, Cpu.AGAIN]:
-        return try_access(m, env, actor)
+    """The next access."""
     if not fetch_access(m, env, actor):
         m.cpu[actor, Cpu.PHASE] = Phase.DONE
         return False
@@ -340,12 +338,12 @@ def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
     return False
 
 
-@jit
+@shared
 def run_phase(m: Machine, env: Env, actor: int) -> bool:
-    """One phase of one actor; True if its next phase belongs to the same event."""
+    """One phase of one actor, but for a fresh access; True if its next phase belongs to the same event."""
     phase = m.cpu[actor, Cpu.PHASE]
-    if phase == Phase.TOUCH:
-        return on_touch(m, env, actor)
+    if phase == Phase.TOUCH:  # the re-execution of an access that exited
+        return try_access(m, env, actor)
     if phase == Phase.FAULT:
         return on_fault(m, env, actor)
     if phase == Phase.MAP:
@@ -387,5 +385,21 @@ def step_phase(m: Machine, env: Env, actor: int) -> bool:
     """run_phase() in time: with what the phase waits for."""
     close_stream(m, actor)
     begin = m.cpu[actor, Cpu.TIME]
-    going = run_phase(m, env, actor)
+    fresh = m.cpu[actor, Cpu.PHASE] == Phase.TOUCH and not m.cpu[actor, Cpu.AGAIN]
+    going = on_touch(m, env, actor) if fresh else run_phase(m, env, actor)
     return settle(m, env, actor, begin) and going
+
+
+@shared
+def finish_access(m: Machine, env: Env, actor: int, budget: int) -> bool:
+    """All phases of the access that begin_access() began, with nobody else there. False: more than `budget` events."""
+    c = m.cpu[actor]
+    while c[Cpu.PHASE] != Phase.TOUCH or c[Cpu.AGAIN]:
+        m.vm[Vm.EVENTS] += 1
+        if m.vm[Vm.EVENTS] > budget:
+            return False
+        close_stream(m, actor)
+        begin = c[Cpu.TIME]
+        run_phase(m, env, actor)
+        settle(m, env, actor, begin)
+    return True

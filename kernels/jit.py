@@ -1,24 +1,25 @@
-"""How the model's functions are compiled, in one place.
+"""How the model's functions are compiled: the decorators, and where machine code is kept.
 
-Numba's on-disk cache does not notice a changed constant or callee in another module, so the folder of the cache is
-keyed by a digest of every source of this package, the numba version and the CPU. `FAULTSWEEP_CACHE_DIR` moves it.
+Numba is imported when something has to be compiled, not before: machine code that is kept needs LLVM's loader only.
+It is kept in a folder of the user's own, keyed by a digest of every source of this package, the versions of numba and LLVM, numba's
+settings and the CPU. `FAULTSWEEP_CACHE_DIR` moves it. With `NUMBA_DISABLE_JIT` nothing is compiled: all is what was written.
 """
 
 import hashlib
 import os
 import platform
+import stat
 from collections.abc import Callable
+from functools import cache, cached_property, update_wrapper
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import numba
-from llvmlite import ir
-from numba.core import cgutils, config, types
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
-from numba.extending import intrinsic
+import llvmlite
+import llvmlite.binding as llvm
 
 F = TypeVar("F", bound=Callable[..., Any])
+PYTHON_ONLY = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")  # the mutation check
 
 
 def model_digest() -> str:
@@ -37,91 +38,86 @@ def cache_root() -> Path:
     return Path(base) / "faultsweep"
 
 
+def _cpu() -> str:
+    """What the code is made for."""
+    try:
+        features = llvm.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM does not know them here; numba does without them then
+        features = ""
+    return f"{platform.machine()} {llvm.get_host_cpu_name()} {features}"
+
+
 def _cache_dir() -> Path:
-    key = hashlib.sha256(f"{model_digest()} {numba.__version__} {platform.machine()}".encode()).hexdigest()[:16]
-    return cache_root() / f"numba-{key}"
+    settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    key = f"{model_digest()} {version('numba')} {llvmlite.__version__} {settings} {_cpu()}"
+    return cache_root() / f"numba-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
+def is_private(found: os.stat_result) -> bool:
+    """Nobody but this user can write there: what is kept is run as it is found."""
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@cache
 def compile_cache() -> Path | None:
-    """The folder of compiled code of this very model, or None where it cannot be written (then each process compiles)."""
+    """The folder of compiled code of this very model; None where it cannot be written, or by others too (then each process compiles)."""
     path = _cache_dir()
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path if is_private(path.stat()) and os.access(path, os.W_OK) else None
     except OSError:
         return None
-    return path if os.access(path, os.W_OK) else None
 
 
-_CACHE = compile_cache()
-if _CACHE is not None:
-    config.CACHE_DIR = str(_CACHE)  # type: ignore[attr-defined]  # numba sets its options at run time
+class Ingredient:
+    """A function that compiled functions call. Python calls what was written."""
 
-# No reference counting (nothing here allocates) and no C wrapper: both are most of a small function's compile time.
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
+    def __init__(self, function: Callable[..., Any], inline: bool) -> None:
+        self.function, self.inline = function, inline
+        update_wrapper(self, function)
 
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
 
-class _Ingredient(JITCodeLibrary):
-    """The code of a function that only compiled functions call. It is optimised and made machine code with its entry, not by itself."""
+    @cached_property
+    def _numba_type_(self) -> Any:
+        """By this numba finds what a name stands for."""
+        from kernels.pipeline import Compiled
 
-    def _optimize_final_module(self) -> None:
-        pass
-
-    def _finalize_final_module(self) -> None:
-        self._finalized = True
-
-
-class _Inlined(Compiler):
-    """Numba's pipeline, without machine code at its end: every function would be compiled once more for each caller's caller."""
-
-    attribute = "alwaysinline"
-
-    def _compile_core(self) -> Any:
-        state = self.state
-        state.flags.no_compile = True
-        state.library = _Ingredient(state.targetctx.codegen(), state.func_id.func_qualname)  # type: ignore[no-untyped-call]
-        result = super()._compile_core()  # type: ignore[no-untyped-call]
-        state.library.get_function(result.fndesc.llvm_func_name).add_function_attribute(self.attribute)
-        result = result._replace(entry_point=[].append)  # by this callers find it: any builtin of its own, for it is never called
-        state.targetctx.insert_user_function(result.entry_point, result.fndesc, [result.library])
-        return result
-
-
-class _Called(_Inlined):
-    attribute = "noinline"
+        return Compiled(self.function, self.inline)
 
 
 def jit(function: F) -> F:
-    """Compile for callers that are compiled themselves, always inlined: a call would pass every array of the machine."""
-    compile_with: Any = numba.njit
-    compiled: F = compile_with(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=_Inlined)(function)
-    return compiled
+    """Compile for callers that are compiled themselves, always inlined."""
+    return function if PYTHON_ONLY else cast(F, Ingredient(function, inline=True))
 
 
 def shared(function: F) -> F:
-    """Compile for callers that are compiled themselves, as a call: for what is large and not in an inner loop."""
-    compile_with: Any = numba.njit
-    compiled: F = compile_with(**_OPTIONS, no_cpython_wrapper=True, pipeline_class=_Called)(function)
-    return compiled
+    """Compile for callers that are compiled themselves, as a call: for what is large or rare, and not in an inner loop."""
+    return function if PYTHON_ONLY else cast(F, Ingredient(function, inline=False))
 
 
-def _prefetch(_typing: Any, array: Any, index: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
-        builder.call(function, [address, number(1), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, index), generate
+def prefetch(_array: Any, _index: Any) -> None:
+    """Ask for the cache line of array[index], for writing; any index will do."""
 
 
-prefetch: Any = intrinsic(_prefetch)  # asks for the cache line of array[index], for writing; any index will do
+class Entry:
+    """A function that Python calls with whatever numba understands, compiled when it is first called, by each process."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._compiler(*arguments)
+
+    @cached_property
+    def _compiler(self) -> Any:
+        from kernels.pipeline import entry_point
+
+        return entry_point(self.function)
 
 
 def entry(function: F) -> F:
-    """Compile for callers in Python, lazily, cached on disk with all that it calls, where that is possible."""
-    compile_with: Any = numba.njit
-    compiled: F = compile_with(**_OPTIONS, cache=_CACHE is not None)(function)
-    return compiled
+    """Compile for callers in Python."""
+    return function if PYTHON_ONLY else cast(F, Entry(function))

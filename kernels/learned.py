@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.fault import begin_access, step_phase
+from kernels.fault import begin_access, finish_access
 from kernels.jit import jit, shared
 from kernels.policy import Behaviour
 from kernels.spec import (
@@ -26,7 +26,6 @@ from kernels.spec import (
     HostPmd,
     HostPte,
     Mmu,
-    Phase,
     Setup,
     Spte,
     SptePmd,
@@ -92,12 +91,7 @@ def forget_all(table: PageTable) -> None:
 def run_access(m: Machine, env: Env, budget: int) -> bool:
     """The access in the row of actor 0, alone, until it is over. False: more than `budget` events."""
     begin_access(m, env, LONE)
-    while m.cpu[0, Cpu.PHASE] != Phase.TOUCH or m.cpu[0, Cpu.AGAIN]:
-        m.vm[Vm.EVENTS] += 1
-        if m.vm[Vm.EVENTS] > budget:
-            return False
-        step_phase(m, env, LONE)
-    return True
+    return finish_access(m, env, LONE, budget)
 
 
 @jit
@@ -113,7 +107,7 @@ def reset_lab(lab: Machine, m: Machine, env: Env) -> None:
     lab.vm[Vm.FAULT_MAX_NS] = 0
     lab.counters[:] = 0
     lab.gauges[:] = 0
-    lab.cpu[0, :] = 0
+    lab.cpu[:] = 0
     lab.cpu[0, Cpu.KIND] = env.stream[Stream.ACTOR]
     lab.cpu[0, Cpu.EXEC] = env.stream[Stream.ACTOR] == Actor.GUEST and env.stream[Stream.ACCESS] == Access.EXEC
     lab.cpu[0, Cpu.LIMIT] = 1
@@ -180,7 +174,7 @@ def lab_was_local(lab: Machine, m: Machine, env: Env, k: int) -> bool:
     return aligned and whole and env.setup[Setup.THP_FAILURE_CUT] == 0
 
 
-@jit
+@shared
 def learn(lab: Machine, m: Machine, env: Env, table: PageTable, k: int) -> bool:
     """Find out what the class does. False: it has to be done by the phases."""
     if table.tried[k]:

@@ -5,7 +5,7 @@ A page of the slot is mapped by one leaf of order 18, 9 or 0, or by none. Entrie
 
 import numpy as np
 
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.policy import Behaviour
 from kernels.primary_mmu import HOST_LEAF, host_writable
 from kernels.spec import (
@@ -155,7 +155,7 @@ def split_1g(m: Machine, gib: int, table: int) -> None:
     count_leaves(m, TWO_M, MANY)
 
 
-@jit
+@shared
 def remove_2m_table(m: Machine, region: int) -> None:
     """The table below a 2M entry goes with its leaves; the entry is N."""
     first = m.vm[Vm.SHIFT] + (region << PMD_ORDER)
@@ -190,7 +190,7 @@ def remove_table(m: Machine, page: int, order: int) -> None:
         remove_2m_table(m, guest_region(m, page))
 
 
-@jit
+@shared
 def step_below(m: Machine, env: Env, page: int, order: int, table: int) -> int:
     """Make the entry of that order a table on the way to a smaller leaf; returns flushes that are due.
 
@@ -264,7 +264,7 @@ def install(m: Machine, env: Env, actor: int) -> tuple[int, int]:
     return np.int64(Outcome.FIXED), flushes
 
 
-@jit
+@shared
 def fill_run(m: Machine, env: Env, first: int, end: int) -> int:
     """direct_pte_prefetch_many(): GUP-fast for write over a run of missing entries; returns how many it filled."""
     if end > slot_end(m):
@@ -332,7 +332,7 @@ def zap_4k(m: Machine, first: int, end: int) -> int:
     return gone
 
 
-@jit
+@shared
 def zap(m: Machine, first: int, end: int) -> bool:
     """tdp_mmu_zap_leafs() over pages [first, end) of the slot: leaves go, tables stay. True if a leaf was there."""
     shift = m.vm[Vm.SHIFT]

@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.contention import lock_pmd, open_stream, refill
 from kernels.cost import Cost
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.locks import acquire, release
 from kernels.mmu import prefetch_4k, zap
 from kernels.policy import Behaviour
@@ -46,7 +46,7 @@ def is_stale(m: Machine, actor: int) -> bool:
     return in_flight_range(m, c[Cpu.PAGE]) or m.vm[Vm.SEQ] != c[Cpu.SEQ]
 
 
-@jit
+@shared
 def kick(m: Machine, env: Env, actor: int) -> None:
     """A vCPU in the guest takes an interrupt: one exit, and its time."""
     m.counters[Counter.EXITS] += 1
@@ -99,7 +99,7 @@ def flush_host(m: Machine, env: Env, actor: int) -> int:
     return shootdown_ns(m, env, targets)
 
 
-@jit
+@shared
 def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
     """handle_mm_fault() begins an action that needs an invalidation: what comes before invalidate_range_start."""
     costs = env.costs

@@ -13,7 +13,7 @@ import numpy as np
 from kernels.contention import add_traffic
 from kernels.cost import Cost
 from kernels.draws import SALT_THP, THP_KEY, draw
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.memory import drop_page, take_huge, take_page, take_thp
 from kernels.policy import Behaviour
 from kernels.spec import (
@@ -358,7 +358,7 @@ def commit_fault(m: Machine, env: Env, page: int, action: int, write: int) -> No
         commit_pmd(m, env, page, action, write)
 
 
-@jit
+@shared
 def split_region(m: Machine, region: int, pte: int) -> None:
     """A leaf becomes a page table whose pages are all `pte`."""
     if m.host_pmd[region] != HostPmd.HZ_RO:

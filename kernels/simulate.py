@@ -8,17 +8,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels.alone import SPLIT, new_scratch, run_alone
+from kernels.alone import SPLIT
 from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Cost, cost_row
 from kernels.draws import cut, step_key
-from kernels.engine import run_beside_daemons, run_call, run_many
-from kernels.learned import PageTable, new_page_table
+from kernels.loops import Loop, run_loop
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
 from kernels.spec import (
@@ -110,29 +108,24 @@ def actors_of(steps: Sequence[tuple[Step, int]], vcpus: int) -> int:
     return max([vcpus] + [step.threads for step, _ in steps if isinstance(step, Populate)])
 
 
-@lru_cache(maxsize=1)
-def _lab() -> tuple[Machine, PageTable]:
-    return new_machine(Geometry(PMD_PAGES, 0, PMD_ORDER), 1), new_page_table()
-
-
-def run_step(m: Machine, env: Env, budget: int) -> int:
-    """One step; the lone actor's loop where there is one actor and nobody beside it or watching. Raises BudgetError."""
+def loop_of(m: Machine, env: Env) -> Loop:
+    """The lone actor's loop where there is one actor and nobody beside it or watching. Raises PointError."""
     beside = env.setup[Setup.KHUGEPAGED] or env.setup[Setup.KSM]
     if env.stream[Stream.SKIP_HITS] and (beside or len(m.trace)):
         raise PointError("skip_hits leaves no single touch to trace, or to run beside khugepaged or KSM: leave it out")
     if env.stream[Stream.ACTOR] == Actor.CALL:
-        ns = run_call(m, env)
-    elif beside:
-        ns = run_beside_daemons(m, env, budget)
-    elif env.stream[Stream.ACTORS] == 1 and not len(m.trace):
-        ns = run_alone(m, env, budget, *_lab(), new_scratch(m))
-    else:
-        ns = run_many(m, env, budget)
+        return Loop.CALL
+    return Loop.MANY if beside or env.stream[Stream.ACTORS] > 1 or len(m.trace) else Loop.ALONE
+
+
+def run_step(m: Machine, env: Env, budget: int) -> int:
+    """One step; returns its ns. Raises PointError, BudgetError."""
+    ns = run_loop(loop_of(m, env), m, env, budget)
     if ns == SPLIT:
         raise PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
     if ns < 0:
         raise BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
-    return int(ns)
+    return ns
 
 
 def _result(step: Step, m: Machine, ns: int) -> StepResult:

@@ -140,13 +140,22 @@ def odd_series(z: float) -> float:
 
 
 @jit
+def scale_up(x: float, found: float, bits: float, power: float) -> tuple[float, float]:
+    """x times 2**bits if that leaves it below 1, and what -ln(x) has more by that."""
+    small = x < 1.0 / power
+    return x * (power if small else 1.0), found + (bits * LN_2 if small else 0.0)
+
+
+@jit
 def minus_ln(x: float) -> float:
     """-ln(x) for 2**-63 <= x <= 1. No branch, so that a loop of it runs over vectors."""
     found = 0.0
-    for bits in (32, 16, 8, 4, 2, 1):
-        small = x < 0.5**bits
-        found += bits * LN_2 if small else 0.0
-        x *= 2.0**bits if small else 1.0
+    x, found = scale_up(x, found, 32.0, 2.0**32)
+    x, found = scale_up(x, found, 16.0, 2.0**16)
+    x, found = scale_up(x, found, 8.0, 2.0**8)
+    x, found = scale_up(x, found, 4.0, 2.0**4)
+    x, found = scale_up(x, found, 2.0, 2.0**2)
+    x, found = scale_up(x, found, 1.0, 2.0**1)
     small = x < 0.703125
     found += LN_2 if small else 0.0
     x *= 2.0 if small else 1.0
@@ -162,9 +171,10 @@ def fraction(bits: np.uint64) -> float:
 @jit
 def draw_waits(skip: Skip, key: int) -> None:
     """Of the next events: how long each is waited for, in units of its rate, and the toss for read or write."""
+    event = skip.left[1]  # read once: else it might change below, and the loop would not run over vectors
     for i in range(MOST):
-        skip.tosses[i] = fraction(draw(key, SALT_WRITE, skip.left[1] + i))
-        skip.waits[i] = minus_ln(fraction(draw(key, SALT_ORDER, skip.left[1] + i)) + 0.5 * UNIT)
+        skip.tosses[i] = fraction(draw(key, SALT_WRITE, event + i))
+        skip.waits[i] = minus_ln(fraction(draw(key, SALT_ORDER, event + i)) + 0.5 * UNIT)
 
 
 @jit

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.jit import jit
+from kernels.jit import jit, shared
 from kernels.spec import (
     HIST_BUCKETS,
     HIST_SUB_BITS,
@@ -198,16 +198,13 @@ def record_latency(m: Machine, ns: int) -> None:
     m.vm[Vm.FAULT_MAX_NS] = max(m.vm[Vm.FAULT_MAX_NS], ns)
 
 
-@jit
-def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
-    """Append one row to the trace, if there is room."""
+@shared
+def append_row(m: Machine, actor: int, time: int, phase: int) -> None:
     row = m.vm[Vm.TRACED]
-    if row >= len(m.trace):
-        return
     m.vm[Vm.TRACED] = row + 1
     c = m.cpu[actor]
     page = min(c[Cpu.PAGE], slot_end(m) - 1)
-    region = guest_region(m, page)
+    region = guest_region(m, page) % len(m.spte_pmd)  # any, of an actor that had no access yet: its page is 0
     m.trace[row, Trace.TIME] = m.vm[Vm.CLOCK] + time
     m.trace[row, Trace.ACTOR] = actor
     m.trace[row, Trace.PHASE] = phase
@@ -218,6 +215,13 @@ def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
     m.trace[row, Trace.HOST_PTE] = host_pte(m, page) if host_state(m, page) == HostPmd.TBL else -1
     m.trace[row, Trace.SPTE] = spte(m, page) if m.spte_pmd[region] >= SptePmd.T else -1
     m.trace[row, Trace.SEQ] = m.vm[Vm.SEQ]
+
+
+@jit
+def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
+    """Append one row to the trace, if there is room."""
+    if m.vm[Vm.TRACED] < len(m.trace):
+        append_row(m, actor, time, phase)
 
 
 @jit

@@ -24,7 +24,10 @@ def _packages() -> Finding:
 
 def _cache() -> Finding:
     path = compile_cache()
-    return path is not None, f"{path}" if path else "no writable folder: every process compiles anew; set FAULTSWEEP_CACHE_DIR"
+    return (
+        path is not None,
+        f"{path}" if path else "no folder that this user alone can write: every process compiles anew; set FAULTSWEEP_CACHE_DIR",
+    )
 
 
 def _ray() -> Finding:

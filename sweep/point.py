@@ -1,10 +1,7 @@
 """One point: the only place that calls the kernels."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from kernels.simulate import Run, StepResult, latency_of, simulate
@@ -69,19 +66,9 @@ def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0)
     )
 
 
-def compile_loop(vcpus: int) -> None:
-    """Make one loop of the engine compile, or load from the cache: the lone actor's for 1 vCPU, the event loop for 2."""
-    simulate(steps=[Touch()], memory=1 << 21, vcpus=vcpus)
-
-
 def compile_kernels() -> None:
-    """Compile both loops at once, one of them in another process, which leaves it in the cache."""
-    root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from sweep.point import compile_loop; compile_loop(2)"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as other:
-        compile_loop(1)
-        other.wait()
-    compile_loop(2)
+    """Make the kernels compile, or load from the cache."""
+    simulate(steps=[Touch()], memory=1 << 21)
 
 
 def _identity(planned: PlannedPoint, context: Context) -> dict[str, Any]:

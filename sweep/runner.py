@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kernels.jit import compile_cache, model_digest
+from kernels.program import SUFFIX
 from sweep.dataset.files import publish, publish_json, read_object
 from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, DatasetError, EnvironmentProblemError, InterruptedRunError, UsageError
@@ -289,7 +290,7 @@ def available_bytes() -> int:
 def warm_up(reporter: Reporter) -> float:
     """Compile the kernels for this machine, once per version, before workers start; returns seconds (0: they were there)."""
     cache = compile_cache()
-    if cache is not None and any(cache.rglob("*.nbi")):
+    if cache is not None and any(cache.glob(f"*{SUFFIX}")):
         return 0.0
     reporter.note("compiling the kernels for this machine (once per version) ...")
     start = time.monotonic()

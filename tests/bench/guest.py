@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernels import Access, Order, Touch
-from kernels.engine import run_many
+from kernels.loops import Loop, run_loop
 from kernels.simulate import Run, run_step
 from kernels.spec import Vm
 from kernels.state import Env, Machine
@@ -60,7 +60,7 @@ class Guest:
 
     def step_as_many(self, number: int) -> float:
         """The same in the event loop, also with one vCPU."""
-        return cpu_seconds(lambda: run_many(*self.calls[number]))
+        return cpu_seconds(lambda: run_loop(Loop.MANY, *self.calls[number]))
 
     def fresh(self, event_loop: bool = False) -> float:
         """CPU seconds of the last step, after all others from the start."""

@@ -11,7 +11,7 @@ import numpy as np
 from kernels.blocks import BLOCK, fill_block, next_run
 from kernels.jit import entry
 from kernels.learned import CLASSES, LANES
-from kernels.simulate import _lab
+from kernels.loops import lab
 from kernels.spec import PAGE_SHIFT, Stream, Vm
 from kernels.state import Bytes, Env, Int64s
 from tests.bench.guest import Guest, cpu_seconds
@@ -52,7 +52,7 @@ class LoopInC:
 
     def learn(self) -> None:
         """Take over what the kernel's last step learned."""
-        self.after[: CLASSES - 4] = _lab()[1].after[: CLASSES - 4]
+        self.after[: CLASSES - 4] = lab()[1].after[: CLASSES - 4]
 
     @staticmethod
     def possible() -> bool:
@@ -69,5 +69,5 @@ class LoopInC:
 
     def agrees(self) -> bool:
         """It met the same classes as often as the kernel did in the step before."""
-        kernel = _lab()[1].seen.reshape(LANES, CLASSES).sum(axis=0)
+        kernel = lab()[1].seen.reshape(LANES, CLASSES).sum(axis=0)
         return bool(np.array_equal(kernel[: CLASSES - 4], self.seen.sum(axis=0)[: CLASSES - 4]))
