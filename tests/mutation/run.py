@@ -2,16 +2,15 @@
 
 The compiled sources run here as plain Python (NUMBA_DISABLE_JIT), so that a change is another code object in a function's
 place. First the unchanged model goes through everything once: lives of a VM against the reference, litmus tests, counts of
-real kernels; how long each took is noted, and which functions of the model it called. Then each mutant, in a process of its
-own, meets what calls its function, the quickest first, until something fails. The table of policies is the reference's as
-well, so its mutants meet the tests alone. Survivors are printed, and written to results/mutants.txt.
+real kernels; how long each took is noted, and at which mutants it would have gone another way. Then each mutant, in a process
+of its own, goes through those, the quickest first, until something fails. The table of policies is the reference's as well,
+so its mutants meet the tests alone. Survivors are printed, and written to results/mutants.txt.
 """
 
 import argparse
-import cProfile
 import json
 import os
-import resource
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ os.environ["CI"] = "1"
 
 import pytest
 
-from tests.mutation.mutants import KERNELS, Mutant, all_mutants
+from tests.mutation.mutants import KERNELS, Instrumented, Mutant, all_mutants
 
 TESTS = KERNELS.parent / "tests"
 FILES = (
@@ -43,10 +43,11 @@ FILES = (
 )
 CASES = "measured-6.1-tdp and (seqR_seqW or sparseR_Wmid or zap1 or fork or dirtylog or collapse or hostcow)"
 SELECTED = f"not 1024_vcpus and not a_fraction_fails and (not counts_equal or {CASES})"  # what plain Python can do
-LIVES = 1000  # of a VM
-LONGEST_S = 1.5  # of a life; the few that take longer are left out
-LONGEST_TEST_S = 10.0
-LIMIT_CPU_S = 1200  # of one mutant; one that hangs is a dead one
+LIVES = 4000  # of a VM, of which those are taken that the reference lives through quickly
+QUICK_S = 0.015
+LONGEST_S = 3.0  # of a life; the few that take longer are left out
+LONGEST_TEST_S = 6.0
+PATIENCE_S = 5.0  # of CPU, and ten times what the unchanged model took; a mutant that takes longer hangs, and is dead
 AIM = 0.95
 VERDICTS = ("", "lives", "tests")
 CRASHED = 99
@@ -54,31 +55,29 @@ CRASHED = 99
 
 @dataclass(frozen=True)
 class Probe:
-    """What can kill a mutant, its CPU seconds with the unchanged model, the functions ("module.function") that it calls."""
+    """What can kill a mutant, its CPU seconds with the unchanged model, the numbers of the mutants that would go another way in it."""
 
     what: Any
     seconds: float
-    calls: frozenset[str]
+    meets: frozenset[int]
 
 
 @dataclass
 class Noted:
     seconds: float = 0.0
-    calls: frozenset[str] = frozenset()
+    meets: frozenset[int] = frozenset()
 
 
 @contextmanager
-def noting() -> Iterator[Noted]:
-    """CPU seconds, and the functions of the model that ran."""
-    noted, profile, start = Noted(), cProfile.Profile(builtins=False), time.process_time()
-    profile.enable()
+def noting(model: Instrumented) -> Iterator[Noted]:
+    """CPU seconds, and which mutants would have made a difference."""
+    noted, start = Noted(), time.process_time()
+    model.met.clear()
     try:
         yield noted
     finally:
-        profile.disable()
         noted.seconds = time.process_time() - start
-        files = ((Path(entry.code.co_filename), entry.code.co_name) for entry in profile.getstats() if not isinstance(entry.code, str))
-        noted.calls = frozenset(f"{file.stem}.{name}" for file, name in files if file.parent == KERNELS)
+        noted.meets = frozenset(model.met)
 
 
 def drawn_lives() -> list[dict[str, Any]]:
@@ -104,30 +103,43 @@ def drawn_lives() -> list[dict[str, Any]]:
     return drawn
 
 
-def lives() -> list[Probe]:
-    """(configuration, what the reference says of it) each. Raises AssertionError where the unchanged model differs."""
-    from tests.test_differential import check, expect
+Life = tuple[dict[str, Any], Any]  # a configuration, and what the reference says of it
+
+
+def lives() -> list[Life]:
+    from tests.test_differential import expect
 
     found = []
     for configuration in drawn_lives():
-        expected = expect(configuration)
-        with noting() as noted:
-            check(configuration, expected)
-        if noted.seconds < LONGEST_S:
-            found.append(Probe((configuration, expected), noted.seconds, noted.calls))
+        start = time.process_time()
+        life = configuration, expect(configuration)
+        if time.process_time() - start < QUICK_S:
+            found.append(life)
     return found
 
 
 @dataclass
 class Recorder:
-    """A pytest plugin: what each test takes and calls."""
+    """A pytest plugin: what each test takes and meets."""
 
+    model: Instrumented
     found: dict[str, Noted] = field(default_factory=dict)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Iterator[None]:
-        with noting() as self.found[pyfuncitem.nodeid]:
-            return (yield)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST_TEST_S)
+        try:
+            with noting(self.model) as noted:
+                done = yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+        if noted.seconds < LONGEST_TEST_S:
+            self.found[pyfuncitem.nodeid] = noted
+        return done
+
+
+def leave_out(_number: int, _frame: object) -> None:
+    pytest.skip("too long in plain Python")
 
 
 def run_tests(tests: Sequence[str], *options: str, plugins: Sequence[object] = ()) -> bool:
@@ -154,24 +166,43 @@ def apart(act: Callable[[], int]) -> int:
         os._exit(code)
 
 
-def record_tests(out: Path) -> int:
-    recorder = Recorder()
-    good = run_tests([str(TESTS / f"{name}.py") for name in FILES], "-k", SELECTED, plugins=[recorder])
-    out.write_text(json.dumps([(test, noted.seconds, sorted(noted.calls)) for test, noted in recorder.found.items()]))
+def record_tests(names: Sequence[str], first: int, out: Path) -> int:
+    signal.signal(signal.SIGPROF, leave_out)
+    recorder = Recorder(Instrumented(first))
+    good = run_tests([str(TESTS / f"{name}.py") for name in names], "-k", SELECTED, plugins=[recorder])
+    out.write_text(json.dumps([(test, noted.seconds, sorted(noted.meets)) for test, noted in recorder.found.items()]))
     return 0 if good else 1
 
 
-def probes() -> tuple[list[Probe], list[Probe]]:
-    """Lives and tests, the quickest first; the two are made beside each other. Exits where the unchanged model fails."""
+def record_lives(lives: Sequence[Life], first: int, out: Path) -> int:
+    from tests.test_differential import check
+
+    model, found = Instrumented(first), []
+    for number, life in enumerate(lives):
+        with noting(model) as noted:
+            check(*life)
+        if noted.seconds < LONGEST_S:
+            found.append((number, noted.seconds, sorted(noted.meets)))
+    out.write_text(json.dumps(found))
+    return 0
+
+
+def probes(first: int) -> tuple[list[Probe], list[Probe]]:
+    """Lives and tests, the quickest first, gone through beside each other. Exits where the unchanged model fails."""
+    drawn = lives()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "tests.json"
-        pid = apart(lambda: record_tests(out))
-        mine = lives()
-        if os.waitpid(pid, 0)[1]:
-            sys.exit("the tests fail without a change: run pytest")
-        recorded = json.loads(out.read_text())
-        tests = [Probe(test, seconds, frozenset(calls)) for test, seconds, calls in recorded if seconds < LONGEST_TEST_S]
-    return sorted(mine, key=lambda p: p.seconds), sorted(tests, key=lambda p: p.seconds)
+        outs = [Path(folder) / f"{number}.json" for number in range(3)]
+        acts = [
+            partial(record_lives, drawn, first, outs[0]),
+            partial(record_tests, FILES[::2], first, outs[1]),
+            partial(record_tests, FILES[1::2], first, outs[2]),
+        ]
+        for pid in [apart(act) for act in acts]:
+            if os.waitpid(pid, 0)[1]:
+                sys.exit("the tests fail without a change: run pytest")
+        found = [[Probe(what, seconds, frozenset(meets)) for what, seconds, meets in json.loads(out.read_text())] for out in outs]
+    mine = [Probe(drawn[probe.what], probe.seconds, probe.meets) for probe in found[0]]
+    return sorted(mine, key=lambda p: p.seconds), sorted([*found[1], *found[2]], key=lambda p: p.seconds)
 
 
 def a_life_differs(probes: Iterable[Probe]) -> bool:
@@ -179,46 +210,44 @@ def a_life_differs(probes: Iterable[Probe]) -> bool:
 
     try:
         for probe in probes:
+            be_patient(probe.seconds)
             check(*probe.what)
     except BaseException:  # whatever it is, the mutant did it
         return True
     return False
 
 
-def judge(mutant: Mutant, lives: Sequence[Probe], tests: Sequence[Probe]) -> int:
+def be_patient(seconds: float) -> None:
+    """From now on so much longer than that; then the process ends."""
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE_S + 10 * seconds)
+
+
+def judge(number: int, mutant: Mutant, lives: Sequence[Probe], tests: Sequence[Probe]) -> int:
     """Index of the verdict. Changes the model of this process."""
     warnings.simplefilter("ignore")
-    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_CPU_S, LIMIT_CPU_S))
     mutant.apply()
-    function = f"{mutant.module}.{mutant.function}"
-    if a_life_differs(life for life in lives if function in life.calls):
+    if a_life_differs(life for life in lives if number in life.meets):
         return VERDICTS.index("lives")
-    chosen = [test.what for test in tests if function in test.calls or not mutant.function]
-    return VERDICTS.index("tests" if chosen and not run_tests(chosen) else "")
+    chosen = [test for test in tests if number in test.meets or not mutant.function]
+    be_patient(sum(test.seconds for test in chosen))
+    return VERDICTS.index("tests" if chosen and not run_tests([test.what for test in chosen]) else "")
 
 
 def verdict(status: int) -> str:
-    """What a finished process says; one that a signal ended has hung (SIGXCPU) or crashed."""
+    """What a finished process says; one that a signal ended has hung (SIGPROF) or crashed."""
     code = os.waitstatus_to_exitcode(status)
     return VERDICTS[code] if 0 <= code < len(VERDICTS) else "hang or crash"
 
 
-def judge_all(mutants: Sequence[Mutant], lives: Sequence[Probe], tests: Sequence[Probe]) -> Iterator[tuple[Mutant, str]]:
+def judge_all(mutants: Sequence[tuple[int, Mutant]], lives: Sequence[Probe], tests: Sequence[Probe]) -> Iterator[tuple[Mutant, str]]:
     """(mutant, what killed it) as they finish, as many at a time as there are processors."""
     waiting, running = list(reversed(mutants)), dict[int, Mutant]()
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 2):
-            mutant = waiting.pop()
-            running[apart(lambda mutant=mutant: judge(mutant, lives, tests))] = mutant  # type: ignore[misc]
+            number, mutant = waiting.pop()
+            running[apart(partial(judge, number, mutant, lives, tests))] = mutant
         pid, status = os.wait()
         yield running.pop(pid), verdict(status)
-
-
-def leave_out_prefetch() -> None:
-    """An intrinsic: it has no plain Python, and changes no result."""
-    import kernels.alone
-
-    kernels.alone.prefetch = lambda *_: None
 
 
 def main() -> int:
@@ -227,17 +256,17 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="each so-manieth mutant")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
-    mutants = [m for m in all_mutants() if options.only in m.name][:: options.every]
+    whole = all_mutants()
+    mutants = [(number, mutant) for number, mutant in enumerate(whole) if options.only in mutant.name][:: options.every]
     if options.list:
-        print("\n".join(m.name for m in mutants))
+        print("\n".join(mutant.name for _, mutant in mutants))
         return 0
-    leave_out_prefetch()
-    return report(mutants)
+    return report(mutants, first=sum(not mutant.function for mutant in whole))
 
 
-def report(mutants: Sequence[Mutant]) -> int:
+def report(mutants: Sequence[tuple[int, Mutant]], first: int) -> int:
     start = time.monotonic()
-    lives, tests = probes()
+    lives, tests = probes(first)
     for name, found in (("lives", lives), ("tests", tests)):
         print(f"{len(found)} {name}, {sum(p.seconds for p in found):.0f} s, the longest {found[-1].seconds:.1f} s", flush=True)
     survivors = []
