@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.blocks import BLOCK, WRITES, count_writes, fill_block, is_run_of_pages, next_run
-from kernels.engine import start_step
+from kernels.engine import NO_END, OVER, SPLIT, start_step
 from kernels.jit import jit, prefetch, shared
 from kernels.learned import CLASSES, FRESH, LEAF, UNKNOWN, PageTable, fold, forget_all, learn, run_access
 from kernels.mmu import is_leaf
@@ -40,7 +40,6 @@ SLOW, LEAF_READ, LEAF_ALL, PAGED, UNTOUCHED = np.int64(0), np.int64(1), np.int64
 MODES = 9
 AHEAD = 32  # accesses from the prefetch of a page's byte to its use
 FAILED, DONE, LEARNED = np.int64(0), np.int64(1), np.int64(2)  # what became of a slow access
-OVER, NO_END, SPLIT = np.int64(0), np.int64(-1), np.int64(-2)  # SPLIT: a huge page was, so that pages read before fault again
 LANE_1, LANE_2, LANE_3 = np.uint64(CLASSES), np.uint64(2 * CLASSES), np.uint64(3 * CLASSES)
 U0, U1, U2 = np.uint64(0), np.uint64(1), np.uint64(2)
 

@@ -19,11 +19,11 @@ HUGE_ACTIONS = sum(1 << action for action in (Action.ALLOC_THP, Action.ALLOC_SHM
 def own_line(m: Machine, env: Env, actor: int, owner: int) -> int:
     """Fetch the cache line of a lock word (Vm.*_LINE_OWNER; the time it is free comes behind it); returns ns until it is there."""
     vm = m.vm
-    if vm[owner] == actor or vm[Vm.ACTORS] == 1:
+    if vm[owner] == actor or vm[Vm.CPUS] == 1:
         return 0
     now = m.cpu[actor, Cpu.TIME]
     free = owner + 1
-    ready = max(now, vm[free]) + env.costs[Cost.LINE_NS] + env.costs[Cost.LINE_CPU_NS] * (vm[Vm.ACTORS] - 1)
+    ready = max(now, vm[free]) + env.costs[Cost.LINE_NS] + env.costs[Cost.LINE_CPU_NS] * (vm[Vm.CPUS] - 1)
     vm[owner] = actor
     vm[free] = ready
     m.counters[Counter.CACHE_LINE_WAIT_NS] += ready - now

@@ -4,6 +4,7 @@ import numpy as np
 
 from kernels.contention import close_stream
 from kernels.cost import Cost
+from kernels.draws import SALT_ACTOR, actor_key, draw
 from kernels.jit import jit, shared
 from kernels.schedule import plan_event, takes_turns
 from kernels.spec import NEVER, Actor, Counter, Cpu, OnCpu, Phase, Setup, Stream, Vm
@@ -18,10 +19,18 @@ def slice_ns(env: Env) -> int:
 
 
 @jit
+def first_slice(env: Env, actor: int) -> int:
+    """When an actor's first slice ends: anywhere in a slice, since the clocks of CPUs do not tick together."""
+    bits = draw(actor_key(env.stream[Stream.KEY], actor), SALT_ACTOR, np.int64(0))
+    return 1 + np.int64(bits >> np.uint64(1)) % slice_ns(env)
+
+
+@jit
 def start_cores(m: Machine, env: Env) -> None:
     """Give the step's vCPUs their CPUs; the others wait in the order of their numbers."""
     vm = m.vm
     vm[Vm.SLICED] = 0
+    vm[Vm.CPUS] = vm[Vm.ACTORS]
     cores = env.setup[Setup.CORES]
     if env.stream[Stream.ACTOR] != Actor.GUEST or cores == 0:
         return
@@ -32,6 +41,7 @@ def start_cores(m: Machine, env: Env) -> None:
             m.cpu[actor, Cpu.SHARES_CORE] = actor >= cores or actor + cores < actors
     if actors <= cpus:
         return
+    vm[Vm.CPUS] = cpus
     vm[Vm.SLICED] = 1
     vm[Vm.ENDLESS] = 0
     vm[Vm.FREE_CPUS] = 0
@@ -39,7 +49,7 @@ def start_cores(m: Machine, env: Env) -> None:
     vm[Vm.RUN_TAIL] = 0
     for actor in range(actors):
         if actor < cpus:
-            m.cpu[actor, Cpu.SLICE_END] = slice_ns(env)
+            m.cpu[actor, Cpu.SLICE_END] = first_slice(env, actor)
         else:
             enqueue(m, actor, np.int64(0), np.int64(0))
 
@@ -53,6 +63,7 @@ def enqueue(m: Machine, actor: int, now: int, rest: int) -> None:
     c[Cpu.OFF_TIME] = now
     c[Cpu.REST] = rest
     c[Cpu.TIME] = NEVER
+    c[Cpu.GUEST_FROM] = max(0, c[Cpu.GUEST_FROM] - now)
     m.run_queue[vm[Vm.RUN_TAIL]] = actor
     vm[Vm.RUN_TAIL] = (vm[Vm.RUN_TAIL] + 1) % len(m.run_queue)
     if vm[Vm.ENDLESS]:
@@ -83,6 +94,7 @@ def free_cpu(m: Machine, env: Env, now: int) -> None:
     begin = now + env.costs[Cost.CONTEXT_SWITCH_NS]
     c[Cpu.ON_CPU] = OnCpu.RUNS
     c[Cpu.TIME] = begin + c[Cpu.REST]
+    c[Cpu.GUEST_FROM] += begin
     c[Cpu.SLICE_END] = begin + slice_ns(env)
     plan_event(m, actor)
 
@@ -98,7 +110,7 @@ def end_slice(m: Machine, env: Env, actor: int) -> None:
         vm[Vm.ENDLESS] = 1
         return
     close_stream(m, actor)
-    if in_guest(m, actor):
+    if in_guest(m, actor, now):
         m.counters[Counter.EXITS] += 1
         c[Cpu.PML] = 0
     enqueue(m, actor, now, c[Cpu.TIME] - now)

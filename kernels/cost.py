@@ -148,11 +148,21 @@ DEFAULT_COSTS: Mapping[Cost, int] = {
 }
 
 
+_ALL = frozenset(Cost)
+
+
 class CostError(ValueError):
     """A cost is missing, unknown, or no nanosecond count from 0 to 1000 s."""
 
 
-MAX_COST_NS = 1_000_000_000_000  # sums of thousands of them fit into 63 bits
+MAX_COST_NS = 1_000_000_000_000
+SMT_RANGE = 1000, 10_000  # smt_ns is no time: what 1000 ns of work take beside a sibling
+
+
+def check_smt(costs: Mapping[Cost, int]) -> None:
+    """Raises CostError for a factor that would make shared cores faster, or endlessly slow."""
+    if not SMT_RANGE[0] <= costs[Cost.SMT_NS] <= SMT_RANGE[1]:
+        raise CostError(f"cost smt_ns = {costs[Cost.SMT_NS]}: {SMT_RANGE[0]} ... {SMT_RANGE[1]} is needed, for 1000 ns of work")
 
 
 def cost_row(costs: Mapping[Cost, int]) -> NDArray[np.int64]:
@@ -161,6 +171,8 @@ def cost_row(costs: Mapping[Cost, int]) -> NDArray[np.int64]:
     if missing:
         raise CostError(f"costs lack {', '.join(missing)}")
     for cost, value in costs.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COST_NS:
+        if cost in _ALL and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COST_NS):
             raise CostError(f"cost {Cost(cost).name.lower()} = {value!r}: an integer from 0 to {MAX_COST_NS} ns is needed")
+    if unknown := [str(c) for c in costs if c not in _ALL]:
+        raise CostError(f"unknown cost {unknown[0]}; known: {', '.join(c.name.lower() for c in Cost)}")
     return np.array([costs[c] for c in Cost], dtype=np.int64)

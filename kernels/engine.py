@@ -26,20 +26,22 @@ from kernels.state import Env, Machine, record_event, spte
 from kernels.workload import start_actor
 
 UNKNOWN = np.int64(-1)
+# How a step ended. SPLIT: a huge page was, so that pages read before fault again.
+OVER, NO_END, SPLIT, TOO_LATE = np.int64(0), np.int64(-1), np.int64(-2), np.int64(-3)
 CONTENDED = tuple(int(i) for i in Vm if Vm.DELAY <= i <= Vm.TRAFFIC_NS)  # begins afresh with each step
 
 
 @jit
-def run_events(m: Machine, env: Env, budget: int) -> bool:
+def run_events(m: Machine, env: Env, budget: int) -> int:
     """In the order of schedule.py, until the step's own actors are done and no daemon is in the middle of something.
 
-    False: more than `budget` events."""
+    OVER, NO_END: more than `budget` events, or TOO_LATE: nobody goes on before NEVER."""
     ahead = looks_ahead(m, env)
     running = m.vm[Vm.ACTORS]
     while True:
         actor = next_actor(m) if running else next_daemon(m)
         if actor < 0:
-            return True
+            return TOO_LATE if running else OVER
         if actor >= m.vm[Vm.ACTORS]:
             m.vm[Vm.EVENTS] += 1
             run_daemon_event(m, env, actor)
@@ -47,7 +49,7 @@ def run_events(m: Machine, env: Env, budget: int) -> bool:
             run_actor(m, env, actor, budget, ahead)
             running -= m.cpu[actor, Cpu.PHASE] == Phase.DONE
         if m.vm[Vm.EVENTS] > budget:
-            return False
+            return NO_END
         plan_event(m, actor)
 
 
@@ -152,12 +154,13 @@ def step_ns(m: Machine) -> int:
 
 @shared
 def run_many(m: Machine, env: Env, budget: int) -> int:
-    """One step with all its actors, and the daemons if there are any. Returns its ns, or -1 when the budget of events ran out."""
+    """One step with all its actors, and the daemons if there are any. Returns its ns, or why there is none: NO_END, TOO_LATE."""
     start_step(m, env)
     start_daemons(m, env)
     plan_all(m, m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS])
-    if not run_events(m, env, budget):
-        return -1
+    ended = run_events(m, env, budget)
+    if ended != OVER:
+        return ended
     stop_daemons(m)
     return step_ns(m)
 

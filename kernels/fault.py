@@ -384,10 +384,14 @@ def run_notifier_phase(m: Machine, env: Env, actor: int, phase: int) -> bool:
 def step_phase(m: Machine, env: Env, actor: int) -> bool:
     """run_phase() in time: with what the phase waits for."""
     close_stream(m, actor)
-    begin = m.cpu[actor, Cpu.TIME]
-    fresh = m.cpu[actor, Cpu.PHASE] == Phase.TOUCH and not m.cpu[actor, Cpu.AGAIN]
-    going = on_touch(m, env, actor) if fresh else run_phase(m, env, actor)
-    return settle(m, env, actor, begin) and going
+    c = m.cpu[actor]
+    begin = c[Cpu.TIME]
+    touching = c[Cpu.PHASE] == Phase.TOUCH
+    going = on_touch(m, env, actor) if touching and not c[Cpu.AGAIN] else run_phase(m, env, actor)
+    going = settle(m, env, actor, begin) and going
+    if c[Cpu.PHASE] == Phase.TOUCH and not touching:
+        c[Cpu.GUEST_FROM] = c[Cpu.TIME]
+    return going
 
 
 @shared

@@ -47,11 +47,13 @@ def is_stale(m: Machine, actor: int) -> bool:
 
 
 @shared
-def kick(m: Machine, env: Env, actor: int) -> None:
-    """A vCPU in the guest takes an interrupt: one exit, and its time."""
+def kick(m: Machine, env: Env, actor: int, now: int) -> None:
+    """A vCPU in the guest takes an interrupt: one exit, and its time; until it is back, requests need no other."""
+    c = m.cpu[actor]
     m.counters[Counter.EXITS] += 1
-    m.cpu[actor, Cpu.PML] = 0
-    m.cpu[actor, Cpu.TIME] += env.costs[Cost.TLB_VICTIM_NS]
+    c[Cpu.PML] = 0
+    c[Cpu.TIME] += env.costs[Cost.TLB_VICTIM_NS]
+    c[Cpu.GUEST_FROM] = now + env.costs[Cost.TLB_VICTIM_NS]
     plan_event(m, actor)
 
 
@@ -71,9 +73,10 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
     """kvm_flush_remote_tlbs(): kicks every other vCPU that is in the guest; returns ns."""
     m.counters[Counter.REMOTE_TLB_FLUSH_REQUESTS] += 1
     targets = NOTHING
+    now = m.cpu[actor, Cpu.TIME]
     for other in range(m.vm[Vm.ACTORS]):
-        if other != actor and in_guest(m, other):
-            kick(m, env, other)
+        if other != actor and in_guest(m, other, now):
+            kick(m, env, other, now)
             targets += 1
     if targets > 0:
         m.counters[Counter.REMOTE_TLB_FLUSH] += 1
@@ -91,11 +94,12 @@ def is_running(m: Machine, actor: int) -> bool:
 def flush_host(m: Machine, env: Env, actor: int) -> int:
     """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not; returns ns."""
     targets = NOTHING
+    now = m.cpu[actor, Cpu.TIME]
     for other in range(m.vm[Vm.ACTORS]):
         if other != actor and is_running(m, other):
             targets += 1
-            if in_guest(m, other):
-                kick(m, env, other)
+            if in_guest(m, other, now):
+                kick(m, env, other, now)
     return shootdown_ns(m, env, targets)
 
 

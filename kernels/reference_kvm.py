@@ -12,7 +12,7 @@ from kernels.reference_config import Config
 from kernels.reference_mm import PrimaryMmu
 from kernels.reference_skip import SkippedHits, skip_hits
 from kernels.reference_sptes import TABLES, WRITABLE, is_leaf
-from kernels.reference_tasks import Guest, Kernel, Path, Task, Wait
+from kernels.reference_tasks import Entry, Guest, Kernel, Path, Task, Wait
 from kernels.reference_workload import Accesses
 from kernels.spec import PAGE_BYTES, PMD_ORDER, PML_ENTRIES, PREFETCH_PAGES, Access, Outcome, SptePmd
 from kernels.steps import Touch
@@ -77,7 +77,7 @@ class Kvm(PrimaryMmu):
         latency = task.time + self.scaled(task, back_ns) - exited
         self.count["fault_ns"] += latency
         self.latencies.append(latency)
-        yield Guest(back_ns)
+        yield Entry(back_ns)
 
     def fast_page_fault(self, gfn: int) -> Outcome | None:
         """fast_page_fault() of a write, for direct MMUs: no lock. None: it cannot help."""

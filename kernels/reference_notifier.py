@@ -27,13 +27,14 @@ class MmuNotifier(Scheduler):
 
     # ---- Flushes -----------------------------------------------------------------------------------------------------
 
-    def shootdown(self, targets: list[Task]) -> int:
-        """A synchronous IPI to each target: those in the guest exit and lose time. Returns the sender's ns."""
+    def shootdown(self, now: int, targets: list[Task]) -> int:
+        """A synchronous IPI to each target: those in the guest exit, lose time, and are not there meanwhile. Returns the sender's ns."""
         for target in targets:
-            if self.who == Actor.GUEST and target.in_guest:
+            if self.who == Actor.GUEST and target.in_guest_at(now):
                 self.count["exits"] += 1
                 target.pml = 0
                 target.time += self.costs[Cost.TLB_VICTIM_NS]
+                target.entered = now + self.costs[Cost.TLB_VICTIM_NS]
         if not targets:
             return 0
         ns = self.costs[Cost.TLB_FLUSH_NS] + (len(targets) - 1) * self.costs[Cost.TLB_FLUSH_TARGET_NS]
@@ -43,14 +44,15 @@ class MmuNotifier(Scheduler):
 
     def flush_remote_tlbs(self, task: Task) -> int:
         """kvm_flush_remote_tlbs(): every other vCPU in the guest."""
-        targets = [a for a in self.actors if a is not task and a.in_guest and a.on_cpu] if self.who == Actor.GUEST else []
+        vcpus = self.actors if self.who == Actor.GUEST else []
+        targets = [a for a in vcpus if a is not task and a.in_guest_at(task.time) and a.on_cpu]
         self.count["remote_tlb_flush_requests"] += 1
         self.count["remote_tlb_flush"] += bool(targets)
-        return self.shootdown(targets)
+        return self.shootdown(task.time, targets)
 
     def flush_tlb_mm(self, task: Task) -> int:
         """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not."""
-        return self.shootdown([a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.on_cpu and not a.done])
+        return self.shootdown(task.time, [a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.on_cpu and not a.done])
 
     # ---- Callbacks ---------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,13 @@ class Guest:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """On the way back into the guest for so many ns; no flush needs to interrupt that."""
+
+    ns: int
+
+
+@dataclass(frozen=True)
 class Rest:
     """A daemon is between two operations for so many ns: the step may end meanwhile."""
 
@@ -53,7 +60,7 @@ class SleepOnPage:
 
 
 T = TypeVar("T")
-Wait: TypeAlias = Kernel | Guest | Rest | Take | SleepOnPage
+Wait: TypeAlias = Kernel | Guest | Entry | Rest | Take | SleepOnPage
 Path: TypeAlias = Generator[Wait, None, T]  # a piece of the fault path that ends in a T
 
 
@@ -68,6 +75,10 @@ class Task(Thread):
     done: bool = False
     sleeps_on: int | None = None
     pml: int = 0  # entries in the vCPU's page-modification log
+
+    def in_guest_at(self, now: int) -> bool:
+        """It runs guest code then; a flush has to interrupt it."""
+        return self.in_guest and self.entered <= now
 
 
 @dataclass
@@ -116,6 +127,8 @@ class Scheduler:
         self.actors: list[Task] = []
         self.daemons: list[Task] = []
         self.who = Actor.GUEST
+        self.key = 0  # of the step's random numbers
+        self.cpus = 1  # that the step's actors have
         self.count = {c.name.lower(): 0 for c in Counter}
 
     # ---- A step ------------------------------------------------------------------------------------------------------
@@ -152,10 +165,10 @@ class Scheduler:
         self.mmu_lock.line, self.mmap_lock.line = CacheLine(), CacheLine()
         self.zone_lock = ShortHold()
         self.page_table_locks.clear()
-        cpus = self.config.cpus(len(self.actors)) if self.who == Actor.GUEST else len(self.actors)
+        self.cpus = self.config.cpus(len(self.actors)) if self.who == Actor.GUEST else len(self.actors)
         self.cores = None
-        if cpus < len(self.actors):
-            self.cores = Cores(self.actors, cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS])
+        if self.cpus < len(self.actors):
+            self.cores = Cores(self.actors, self.cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS], self.key)
 
     def pass_time(self, ns: int) -> None:
         """A step is over: times of the daemons count from the next one's start."""
@@ -180,9 +193,11 @@ class Scheduler:
         end = Cores.preemption(task)
         if end is None or self.cores is None:
             self.advance(task)
-        elif self.cores.end_slice(task, end):
+            return
+        in_guest = task.in_guest_at(end)
+        if self.cores.end_slice(task, end):
             task.streams = False
-            if task.in_guest:
+            if in_guest:
                 self.count["exits"] += 1
                 task.pml = 0
 
@@ -207,10 +222,12 @@ class Scheduler:
                 case Kernel(ns, delay):
                     task.time += self.scaled(task, ns) + delay
                     task.in_guest = False
-                case Guest(ns) | Rest(ns):
+                case Guest(ns) | Entry(ns) | Rest(ns):
                     task.time += self.scaled(task, ns)
-                    task.in_guest = isinstance(wait, Guest)
+                    task.in_guest = not isinstance(wait, Rest)
                     task.resting = isinstance(wait, Rest)
+                    if isinstance(wait, Entry):
+                        task.entered = task.time
             return
         task.done = True
         task.in_guest = False
@@ -226,7 +243,7 @@ class Scheduler:
 
     def take_lock(self, task: Task, lock: RwLock, write: bool) -> bool:
         """Ask for it. True if the task has it and goes on at once: the lock is free, its cache line the task's own."""
-        now, others = task.time, len(self.actors) - 1
+        now, others = task.time, self.cpus - 1
         if others:
             task.time = lock.line.take(task.number, now, self.costs[Cost.LINE_NS] + self.costs[Cost.LINE_CPU_NS] * others)
         task.spins |= lock.spins

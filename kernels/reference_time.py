@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kernels.reference_workload import FOR_ACTOR, draw, vcpu_key
 from kernels.spec import NEVER, PAGE_BYTES, PMD_BYTES, Actor
 
 REFILL = {PAGE_BYTES: 63, PMD_BYTES: 2}  # rmqueue_bulk(): pages that a CPU's list gets at one hold of zone->lock
@@ -25,6 +26,7 @@ class Thread:
     streams: bool = False  # it clears or copies memory until its next event
     spins: bool = False  # it holds mmu_lock or waits for it: no preemption
     on_cpu: bool = True
+    entered: int = 0  # when it is back in the guest; off its CPU: how long after it has one again
     slice_end: int = NEVER
     left: int = 0  # off its CPU: ns of work to do
     queued: int = 0  # off its CPU: since when it waits for one
@@ -70,7 +72,7 @@ def shares_core(number: int, vcpus: int, cores: int, smt: int) -> bool:
 class Cores:
     """Fewer CPUs than vCPUs: threads take turns, first come, first served."""
 
-    def __init__(self, threads: Sequence[Thread], cpus: int, slice_ns: int, switch_ns: int) -> None:
+    def __init__(self, threads: Sequence[Thread], cpus: int, slice_ns: int, switch_ns: int, key: int) -> None:
         self.threads = threads
         self.idle = 0  # CPUs; none while somebody is queued
         self.slice_ns = max(MIN_SLICE_NS, slice_ns)
@@ -78,7 +80,7 @@ class Cores:
         self.wait_ns = 0  # summed over all who were queued
         self.queue = deque(threads[cpus:])
         for thread in threads[:cpus]:
-            thread.slice_end = self.slice_ns
+            thread.slice_end = 1 + (draw(vcpu_key(key, thread.number), FOR_ACTOR, 0) >> 1) % self.slice_ns
         for thread in self.queue:
             thread.on_cpu = False
 
@@ -101,6 +103,7 @@ class Cores:
         """It wants a CPU; slices that had ended while nobody did end now."""
         thread.on_cpu = False
         thread.left = thread.time - now
+        thread.entered = max(0, thread.entered - now)
         thread.queued = now
         self.queue.append(thread)
         for other in self.threads:
@@ -121,6 +124,7 @@ class Cores:
         self.wait_ns += now - head.queued
         head.on_cpu = True
         head.time = now + self.switch_ns + head.left
+        head.entered += now + self.switch_ns
         head.slice_end = now + self.switch_ns + self.slice_ns
 
     def wake(self, thread: Thread, now: int) -> None:

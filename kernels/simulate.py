@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels.alone import SPLIT
 from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
-from kernels.cost import DEFAULT_COSTS, Cost, cost_row
+from kernels.cost import DEFAULT_COSTS, Cost, check_smt, cost_row
 from kernels.draws import cut, step_key
+from kernels.engine import SPLIT, TOO_LATE
 from kernels.loops import Loop, run_loop
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
 from kernels.spec import (
     KVM_MAX_VCPUS,
+    NEVER,
     PMD_BYTES,
     PMD_ORDER,
     PMD_PAGES,
@@ -31,6 +32,7 @@ from kernels.spec import (
     Counter,
     Gauge,
     Mmu,
+    Order,
     Prealloc,
     Setup,
     Stream,
@@ -50,6 +52,9 @@ PERCENTILES: Mapping[str, tuple[int, int]] = {
 NS_PER_MS = 1_000_000
 DAEMONS = 2  # khugepaged and ksmd
 EVENTS_PER_ACCESS = 4096  # a step that needs more has run into a storm that does not end
+MOST_EVENTS = 1 << 62
+FAULTS_PER_PAGE = 4  # a read, a write, each after a loss of the page
+NEVER_YEARS = NEVER // (365 * 86_400 * 10**9)
 E = TypeVar("E", Backing, ThpEnabled, Prealloc, Mmu)
 
 
@@ -123,6 +128,8 @@ def run_step(m: Machine, env: Env, budget: int) -> int:
     ns = run_loop(loop_of(m, env), m, env, budget)
     if ns == SPLIT:
         raise PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
+    if ns == TOO_LATE:
+        raise PointError(f"virtual time would pass {NEVER} ns, {NEVER_YEARS} years: lower touches, think_ns or costs")
     if ns < 0:
         raise BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
     return ns
@@ -179,7 +186,18 @@ def _daemon_events(env: Env, made: Accesses) -> int:
 def _budget(env: Env, made: Accesses, max_events: int | None) -> int:
     if max_events is not None:
         return max_events
-    return 65536 + EVENTS_PER_ACCESS * accesses_of(made) + _daemon_events(env, made)
+    return min(MOST_EVENTS, 65536 + EVENTS_PER_ACCESS * accesses_of(made) + _daemon_events(env, made))
+
+
+def check_time(made: Accesses, costs: Mapping[Cost, int], pages: int, clock: int) -> None:
+    """Refuse a step that may end after NEVER: each actor's own accesses, one after the other, and the faults of all. Raises PointError."""
+    accesses, actors = accesses_of(made), max(1, int(made.stream[Stream.ACTORS]))
+    own = accesses if made.stream[Stream.ORDER] == Order.LIST else -(-accesses // actors) + 1
+    ns = own * (int(made.stream[Stream.THINK_NS]) + costs[Cost.TOUCH_NS]) + min(accesses, FAULTS_PER_PAGE * pages) * sum(costs.values())
+    if clock + ns + int(made.stream[Stream.IDLE_NS]) >= NEVER:
+        raise PointError(
+            f"{accesses} accesses may take more than {NEVER} ns of virtual time, {NEVER_YEARS} years: lower touches, think_ns or costs"
+        )
 
 
 def max_order(geometry: Geometry) -> int:
@@ -277,11 +295,14 @@ def simulate(
     m.vm[Vm.KHUGE_TIME], m.vm[Vm.KSM_TIME] = setup[Setup.KHUGE_SLEEP_NS], setup[Setup.KSM_SLEEP_NS]
     actions = action_table(traits, use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP]))
     policy_vector, cost_vector = policy_row(behaviour), cost_row(costs)
+    if smt > 1:
+        check_smt(costs)
     results = []
     for step, number in todo:
         made = stream_of(step, geometry.pages, vcpus, step_key(seed, replicate, number))
         lists = (made.list_lo, made.list_gfn, made.list_write, made.zipf_lo, made.zipf_cut)
         env = Env(policy_vector, cost_vector, setup, actions, made.stream, *lists)
+        check_time(made, costs, geometry.pages, int(m.vm[Vm.CLOCK]))
         ns = run_step(m, env, _budget(env, made, max_events))
         results.append(_result(step, m, ns))
         m.vm[Vm.CLOCK] += ns

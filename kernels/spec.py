@@ -344,6 +344,7 @@ class Cpu(IntEnum):
     OFF_TIME = 31  # when it was queued for a CPU
     REST = 32  # what was left of its work then
     SLICE_END = 33  # NEVER: it ran out, and nobody waited
+    GUEST_FROM = 34  # when it was, or will be, back in the guest; off its CPU: how much later than its CPU
 
 
 class OnCpu(IntEnum):
@@ -416,6 +417,7 @@ class Vm(IntEnum):
     FREE_CPUS = 47
     RUN_HEAD = 48
     RUN_TAIL = 49
+    CPUS = 50  # that the step's actors have
 
 
 class Stream(IntEnum):

@@ -225,7 +225,8 @@ def record_event(m: Machine, actor: int, time: int, phase: int) -> None:
 
 
 @jit
-def in_guest(m: Machine, actor: int) -> bool:
-    """True while the actor runs guest code: a KVM flush request kicks it."""
+def in_guest(m: Machine, actor: int, now: int) -> bool:
+    """The actor runs guest code at that time, and is not on its way back there: a KVM flush request kicks it."""
     c = m.cpu[actor]
-    return c[Cpu.PHASE] == Phase.TOUCH and c[Cpu.KIND] == Actor.GUEST and c[Cpu.ON_CPU] == OnCpu.RUNS
+    runs = c[Cpu.PHASE] == Phase.TOUCH and c[Cpu.KIND] == Actor.GUEST and c[Cpu.ON_CPU] == OnCpu.RUNS
+    return runs and c[Cpu.GUEST_FROM] <= now

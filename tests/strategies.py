@@ -72,7 +72,10 @@ def costs() -> st.SearchStrategy[Mapping[Cost, int]]:
     mixed = st.lists(st.sampled_from((0, 1, 3, 50, 1000, 1001, 250_000)), min_size=len(Cost), max_size=len(Cost))
     short = DEFAULT_COSTS | {Cost.TIME_SLICE_NS: 10_000}
     return st.one_of(
-        st.sampled_from((DEFAULT_COSTS, short)), st.one_of(small, mixed).map(lambda values: dict(zip(Cost, values, strict=True)))
+        st.sampled_from((DEFAULT_COSTS, short)),
+        st.tuples(st.one_of(small, mixed), st.sampled_from((1000, 1001, 1500))).map(
+            lambda drawn: dict(zip(Cost, drawn[0], strict=True)) | {Cost.SMT_NS: drawn[1]}
+        ),
     )
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import Access, Cost, Fork, Run, Touch, TouchList, simulate
-from kernels.cost import DEFAULT_COSTS
+from kernels import Access, Cost, Fork, Order, Run, Touch, TouchList, simulate
+from kernels.checks import PointError
+from kernels.cost import DEFAULT_COSTS, CostError
 
 MIB2, GIB = 2 << 20, 1 << 30
 FREE = dict.fromkeys(Cost, 0) | {Cost.TIME_SLICE_NS: 10**9}
@@ -74,13 +75,30 @@ def test_splits_in_one_gib_take_turns(gfns: list[int], wait: int) -> None:
 
 
 def test_two_vcpus_take_turns_on_one_core() -> None:
-    """Each has 30 us of work, slices are 10 us, a switch takes 1 us: 6 slices and 5 switches; the first slice needs none."""
+    """Each has 30 us of work, slices are 10 us, but for the first, which ends somewhere; a switch takes 1 us, a preemption is an exit."""
     costs = FREE | {Cost.TOUCH_NS: 10_000, Cost.TIME_SLICE_NS: 10_000, Cost.CONTEXT_SWITCH_NS: 1_000}
     mapped, touches = Touch(vcpus=1), Touch()
     run = simulate(memory=6 << 12, vcpus=2, cores=1, costs=costs, steps=[mapped, touches])
     assert run.steps[1].counters["core_wait_ns"] > 0
-    assert run.steps[1].ns == 65_000
-    assert run.steps[1].counters["exits"] == 4  # preempted in the guest; the last slices end with the work
+    switches, rest = divmod(run.steps[1].ns - 60_000, 1_000)
+    assert (switches in (5, 6), rest) == (True, 0)
+    assert run.steps[1].counters["exits"] == switches - 1  # the last slice but one ends with the work
+
+
+def test_first_slices_end_apart() -> None:
+    """Of each CPU, and of each replicate: one run under overcommit is one draw."""
+    found = {
+        simulate(memory=4 * MIB2, vcpus=8, cores=2, kernel="6.5", replicate=r, backing="anonymous_thp", steps=[READ, Touch()]).guest_ns
+        for r in range(8)
+    }
+    assert len(found) > 4
+
+
+def test_a_lock_word_is_shared_by_cpus_not_by_vcpus() -> None:
+    few, many = (simulate(memory=8 * MIB2, vcpus=v, cores=8, backing="shmem", steps=[Touch()]).guest_ns for v in (8, 512))
+    assert many < 1.2 * few
+    alone = simulate(memory=MIB2, vcpus=8, cores=1, backing="shmem", steps=[Touch()])
+    assert alone.counters["cache_line_wait_ns"] == 0
 
 
 def test_a_hardware_thread_slows_its_sibling() -> None:
@@ -126,3 +144,23 @@ def test_patch_2_is_immune_to_storms() -> None:
     assert patched.counters["pf_taken"] < 1.01 * (patched.counters["touches"] + patched.counters["pf_retry"])
     assert patched.counters["pf_retry"] < 1.01 * (32 << 20 >> 12)
     assert patched.counters["pf_taken"] < 0.7 * plain.counters["pf_taken"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Touch(touches=10**7, order=Order.RANDOM, repeat=True, think_ns=10**12),
+        Touch(touches=2 * 10**7, order=Order.RANDOM, repeat=True, think_ns=10**12),
+    ],
+)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_time_that_no_clock_holds_is_refused(step: Touch, vcpus: int) -> None:
+    with pytest.raises(PointError, match="36 years"):
+        simulate(memory=MIB2, vcpus=vcpus, steps=[step])
+
+
+def test_work_that_takes_no_time_and_costs_that_are_unknown_are_refused() -> None:
+    with pytest.raises(CostError, match=r"smt_ns = 0: 1000 \.\.\. 10000"):
+        simulate(memory=MIB2, steps=[Touch()], smt=2, cores=1, costs=DEFAULT_COSTS | {Cost.SMT_NS: 0})
+    with pytest.raises(CostError, match="unknown cost foo"):
+        simulate(memory=MIB2, steps=[Touch()], costs={**DEFAULT_COSTS, "foo": -1})  # type: ignore[dict-item]
