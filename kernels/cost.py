@@ -148,6 +148,7 @@ DEFAULT_COSTS: Mapping[Cost, int] = {
 }
 
 
+_IN_ORDER = tuple(Cost)
 _ALL = frozenset(Cost)
 
 
@@ -167,12 +168,11 @@ def check_smt(costs: Mapping[Cost, int]) -> None:
 
 def cost_row(costs: Mapping[Cost, int]) -> NDArray[np.int64]:
     """The vector that jitted code indexes with Cost; shape (len(Cost),), ns. Raises CostError."""
-    missing = [c.name.lower() for c in Cost if c not in costs]
-    if missing:
+    if missing := [c.name.lower() for c in _ALL if c not in costs]:
         raise CostError(f"costs lack {', '.join(missing)}")
     for cost, value in costs.items():
-        if cost in _ALL and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COST_NS):
+        if cost in _ALL and (type(value) is not int or not 0 <= value <= MAX_COST_NS):
             raise CostError(f"cost {Cost(cost).name.lower()} = {value!r}: an integer from 0 to {MAX_COST_NS} ns is needed")
     if unknown := [str(c) for c in costs if c not in _ALL]:
         raise CostError(f"unknown cost {unknown[0]}; known: {', '.join(c.name.lower() for c in Cost)}")
-    return np.array([costs[c] for c in Cost], dtype=np.int64)
+    return np.array([costs[c] for c in _IN_ORDER], dtype=np.int64)

@@ -255,7 +255,7 @@ def install(m: Machine, env: Env, actor: int) -> tuple[int, int]:
         mark_logged(m, new)
     if new == old:
         return np.int64(Outcome.SPURIOUS), flushes
-    if old == Spte.RW and new == Spte.RW_CLEAN and env.setup[Setup.MMU] != Mmu.TDP:
+    if new == Spte.RW_CLEAN and env.setup[Setup.MMU] != Mmu.TDP:
         flushes += 1  # mmu_spte_update(): a Dirty bit went
     set_leaf(m, page, order, new)
     count_leaves(m, order, 1 if old == Spte.N else 0)

@@ -192,6 +192,9 @@ def behaviours(kernel: str, policy: str = "mainline", table: tuple[Regime, ...] 
     return row | dict(proposal.changes)
 
 
+_ALL = tuple(Behaviour)
+
+
 def policy_row(behaviour: Mapping[Behaviour, int]) -> NDArray[np.int64]:
     """The vector that jitted code indexes with Behaviour; shape (len(Behaviour),)."""
-    return np.array([behaviour[b] for b in Behaviour], dtype=np.int64)
+    return np.array([behaviour[b] for b in _ALL], dtype=np.int64)

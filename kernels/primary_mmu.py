@@ -6,6 +6,7 @@ starts an action and says how long it takes; `commit_fault()` sets the entry whe
 pmd_none() and pte_same() under the page-table lock do in mm/memory.c and mm/huge_memory.c.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ class Traits(NamedTuple):
     file: bool = False  # shmem or memfd: pages live in the page cache
 
 
+@lru_cache
 def traits_of(backing: Backing, thp_enabled: ThpEnabled) -> Traits:
     """`anonymous` carries MADV_NOHUGEPAGE, `anonymous_thp` MADV_HUGEPAGE (selftests, lib/kvm_util.c)."""
     table = {
@@ -92,8 +94,9 @@ def empty_actions(traits: Traits, use_zero_page: bool) -> tuple[Action, Action] 
     return (Action.MAP_HUGE_ZERO if use_zero_page else Action.ALLOC_THP), Action.ALLOC_THP
 
 
+@lru_cache
 def action_table(traits: Traits, use_zero_page: bool, huge_zero_write_thp: bool) -> Bytes:
-    """Action for each (HostPmd, HostPte, write); shape (len(HostPmd), len(HostPte), 2). NONE: the walk is satisfied."""
+    """Action for each (HostPmd, HostPte, write); shape (len(HostPmd), len(HostPte), 2), read only. NONE: the walk is satisfied."""
     table = np.zeros((len(HostPmd), len(HostPte), 2), np.uint8)
     for pte, pair in pte_actions(traits).items():
         table[HostPmd.TBL, pte] = pair
@@ -110,6 +113,7 @@ def action_table(traits: Traits, use_zero_page: bool, huge_zero_write_thp: bool)
         table[pmd, :, 1] = action
     table[HostPmd.CACHED] = Action.MAP_CACHED_HUGE
     table[HostPmd.HUGE_BUSY] = table[HostPmd.COLLAPSING] = Action.WAIT
+    table.flags.writeable = False
     return table
 
 

@@ -43,6 +43,8 @@ from kernels.state import Env, Geometry, Int64s, Machine, bucket_top, geometry_o
 from kernels.steps import Khugepaged, Ksm, Populate, PreFault, Step, Touch, TouchList, op_of
 from kernels.workload import Accesses, accesses_of, fraction_cut, stream_of
 
+COUNTERS = tuple(counter.name.lower() for counter in Counter)
+GAUGES = tuple(gauge.name.lower() for gauge in Gauge)
 PERCENTILES: Mapping[str, tuple[int, int]] = {
     "fault_p50_ns": (50, 100),
     "fault_p90_ns": (90, 100),
@@ -140,8 +142,8 @@ def _result(step: Step, m: Machine, ns: int) -> StepResult:
         op=op_of(step),
         guest=isinstance(step, Touch | TouchList),
         ns=ns,
-        counters={c.name.lower(): int(m.counters[c]) for c in Counter},
-        gauges={g.name.lower(): int(m.gauges[g]) for g in Gauge},
+        counters=dict(zip(COUNTERS, m.counters.tolist(), strict=True)),
+        gauges=dict(zip(GAUGES, m.gauges.tolist(), strict=True)),
         hist=m.hist.copy(),
         fault_max_ns=int(m.vm[Vm.FAULT_MAX_NS]),
     )
@@ -149,6 +151,8 @@ def _result(step: Step, m: Machine, ns: int) -> StepResult:
 
 def latency_of(hist: Int64s, fault_max_ns: int) -> dict[str, int]:
     """Percentiles of a histogram as the top of their bucket, never above the maximum; 0 without a fault."""
+    if not fault_max_ns:  # without a fault, and where faults take no time
+        return dict.fromkeys((*PERCENTILES, "fault_max_ns"), 0)
     cumulative = np.cumsum(hist)
     total = int(cumulative[-1])
     found = {}
@@ -160,11 +164,12 @@ def latency_of(hist: Int64s, fault_max_ns: int) -> dict[str, int]:
 
 
 def _run(results: list[StepResult], m: Machine) -> Run:
-    hist = np.sum([r.hist for r in results], axis=0) if results else m.hist
+    hist = np.sum([r.hist for r in results], axis=0) if len(results) > 1 else results[0].hist if results else m.hist
+    totals = [sum(values) for values in zip(*(r.counters.values() for r in results), strict=True)]
     return Run(
         steps=tuple(results),
-        counters={c.name.lower(): sum(r.counters[c.name.lower()] for r in results) for c in Counter},
-        gauges={g.name.lower(): int(m.gauges[g]) for g in Gauge},
+        counters=dict(zip(COUNTERS, totals or [0] * len(COUNTERS), strict=True)),
+        gauges=dict(zip(GAUGES, m.gauges.tolist(), strict=True)),
         guest_ns=sum(r.ns for r in results if r.guest),
         total_ns=sum(r.ns for r in results),
         latency=latency_of(hist, max((r.fault_max_ns for r in results), default=0)),
