@@ -25,7 +25,7 @@ app = typer.Typer(
     help="Simulate the page-fault path of KVM hosts and sweep it. Example: faultsweep run configs/studies/thread.toml",
 )
 StudyPath = Annotated[Path, typer.Argument(help="study file (TOML)")]
-DatasetPath = Annotated[Path, typer.Argument(help="dataset directory")]
+DatasetPath = Annotated[str, typer.Argument(help="dataset: a directory, or a URL like s3://bucket/name")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the study, e.g. vcpus=4 or study.seed=7")]
 
@@ -59,7 +59,7 @@ def plan(study: StudyPath, overrides: Overrides = None, as_json: AsJson = False)
 @app.command()
 def run(
     study: StudyPath,
-    out: Annotated[Path | None, typer.Option(help="dataset directory; default results/<study name>")] = None,
+    out: Annotated[str | None, typer.Option(help="dataset directory or URL; default results/<study name>")] = None,
     executor: Annotated[str, typer.Option(help="inline, local or ray")] = "ray",
     address: Annotated[str | None, typer.Option(help="address of a Ray cluster")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
@@ -69,6 +69,10 @@ def run(
     on_error: Annotated[str, typer.Option(help="continue or stop")] = "continue",
     max_failures: Annotated[int | None, typer.Option(min=0, help="stop after so many failed points")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="go on over the budget")] = False,
+    deadline: Annotated[
+        float, typer.Option(min=1.0, help="seconds that a chunk may take beside what is predicted, before its worker is killed")
+    ] = 120.0,
+    insecure_cluster: Annotated[bool, typer.Option("--insecure-cluster", help="join a Ray cluster that asks for no token")] = False,
     new_version: Annotated[bool, typer.Option("--new-version", help="a sibling directory if model or costs changed")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet")] = False,
@@ -92,6 +96,8 @@ def run(
         max_failures=max_failures,
         yes=yes,
         new_version=new_version,
+        insecure_cluster=insecure_cluster,
+        deadline=deadline,
         quiet=quiet,
         verbose=verbose,
         progress=not no_progress,
@@ -207,6 +213,36 @@ def _write_parquet(table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     sys.stdout.buffer.write(sink.getvalue())
+
+
+@app.command()
+def merge(
+    datasets: Annotated[list[str], typer.Argument(help="datasets of one study: directories or URLs")],
+    out: Annotated[str, typer.Option(help="dataset to make, or to add to")],
+    as_json: AsJson = False,
+) -> None:
+    """Join datasets of one study made on several machines (run --shard i/n on each)."""
+    from sweep.merge import merge as merge_datasets
+
+    merged = merge_datasets(datasets, out)
+    if as_json:
+        _print_json(merged.__dict__)
+    else:
+        rest = f"sealed {merged.sealed['root_digest'][:16]}" if merged.sealed else f"{merged.left} left"
+        print(f"{merged.out}: {merged.points} points, {rest}")
+
+
+@app.command()
+def export(
+    dataset: DatasetPath,
+    to: Annotated[Path, typer.Option(help="file to write: .parquet, .csv, .arrow or .feather")],
+    table: Annotated[str, typer.Option(help="points, steps or errors")] = "points",
+) -> None:
+    """One Parquet, CSV or Arrow file of a table."""
+    from sweep.export import export as export_table
+
+    rows = export_table(dataset, to, table)
+    print(f"{to}: {rows} rows of {table}")
 
 
 @app.command()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kernels.jit import compile_cache
 from sweep.configs import shared_workloads
+from sweep.machine import available_bytes, default_workers
 from sweep.provenance import package_versions
 from sweep.quantity import human_size
-from sweep.runner import available_bytes, default_workers
 
 Finding = tuple[bool, str]
 

@@ -56,6 +56,14 @@ class DatasetError(FaultsweepError):
     exit_status = 3
 
 
+class MissingFileError(DatasetError):
+    """A file of the dataset is not there."""
+
+
+class NondeterminismError(DatasetError):
+    """The same points gave different rows: no result of this dataset can be trusted until it is known why."""
+
+
 class BudgetExceededError(FaultsweepError):
     """More work than the stated budget; `--yes` goes on."""
 

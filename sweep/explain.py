@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kernels.spec import HostPmd, HostPte, Phase, Spte, SptePmd, Trace
+from sweep.dataset.store import Store
 from sweep.errors import UsageError
 from sweep.plan import Plan, PlannedPoint
 from sweep.point import Context, simulate_point
@@ -35,18 +36,18 @@ WORDS = {
 }
 
 
-def find_point(root: Path, prefix: str) -> tuple[Study, PlannedPoint]:
+def find_point(place: Path | str, prefix: str) -> tuple[Study, PlannedPoint]:
     """The point of a dataset whose id starts so. Raises UsageError if none or several do."""
-    study = read_study(root)
-    found = [p for p in Plan(study).points() if p.point_id.startswith(prefix.lower())]
+    study = read_study(Store(place))
+    found = [p for p in Plan(study) if p.point_id.startswith(prefix.lower())]
     if len(found) != 1:
-        raise UsageError(f"point {prefix!r}: {len(found)} points of {root} start so; give more of the id")
+        raise UsageError(f"point {prefix!r}: {len(found)} points of {place} start so; give more of the id")
     return study, found[0]
 
 
-def explain(root: Path, prefix: str, rows: int) -> Iterator[str]:
+def explain(place: Path | str, prefix: str, rows: int) -> Iterator[str]:
     """Lines of text: the point, its first `rows` events, its totals."""
-    study, planned = find_point(root, prefix)
+    study, planned = find_point(place, prefix)
     try:
         run = simulate_point(planned, Context(study.name, dict(study.workloads), dict(study.costs)), trace_rows=rows)
     except (ValueError, RuntimeError) as error:  # what simulate() raises: the point has a row in `errors`, or cannot be traced

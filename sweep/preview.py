@@ -1,47 +1,62 @@
 """What `plan` and `status` print."""
 
+import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sweep.blocks import Block
 from sweep.configs import digest_of
-from sweep.dataset.files import read_object
 from sweep.dataset.read import Dataset
+from sweep.errors import Fault, StudyError
+from sweep.left import done_of, kept_of
+from sweep.machine import default_workers
 from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint
-from sweep.predict import predict_bytes, predict_seconds
+from sweep.price import Prices
 from sweep.quantity import human_size, human_time
 from sweep.record import read_study
-from sweep.runner import default_workers
-from sweep.study import Block, load_study
+from sweep.study import load_study
 
 SHOWN_POINTS = 3
+RUN_RECORD = re.compile(r"run-[0-9]+-[0-9]+\.json")
+COUNTED = 1_000_000  # indices; of a larger plan the points are estimated
+NOT_COUNTED = "so large a plan is not counted point by point: what where keeps is an estimate, what two blocks give counts twice"
+SEARCHED = 100_000  # indices, for the first and the last points
 
 
 def preview(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Points, axes, predictions, first and last points of a study. Raises StudyError."""
     study = load_study(path, overrides)
     plan = Plan(study)
-    points = plan.points()
-    seconds = sum(predict_seconds(p.point, study.workloads[p.point.workload]) for p in points)
+    estimate = Prices(plan).estimate()
+    counted = plan.upper <= COUNTED
+    points = len(plan) if counted else estimate.points
+    if not points:
+        raise StudyError([Fault(study.where("block", 0, "where"), "where", "keeps no point; loosen it")])
+    notes = [*study.notes] if counted else [*study.notes, NOT_COUNTED]
     workers = default_workers()
+    seconds = estimate.seconds * points / max(1, estimate.points)
     return {
         "study": study.name,
         "digest": digest_of(study.identity())[:16],
-        "points": len(points),
-        "left out by where, or given twice": plan.upper - len(points),
+        "points": points,
+        "left out by where, or given twice": plan.upper - points,
         "blocks": [_axes(number, block) for number, block in enumerate(study.blocks)],
         "replicates": study.replicates,
         "predicted CPU time": f"{human_time(seconds)} ({human_time(seconds / workers)} on {workers} CPUs)",
-        "predicted memory": f"{human_size(max(predict_bytes(p.point) for p in points))} per worker",
-        "predicted bytes on disk": human_size(len(points) * BYTES_PER_POINT),
-        "notes": list(study.notes),
-        "first points": [_line(p) for p in points[:SHOWN_POINTS]],
-        "last points": [_line(p) for p in points[-SHOWN_POINTS:]],
+        "predicted memory": f"{human_size(estimate.nbytes)} per worker",
+        "predicted bytes on disk": human_size(points * BYTES_PER_POINT),
+        "notes": notes,
+        "first points": [_line(p) for p in islice(plan, SHOWN_POINTS)],
+        "last points": [_line(p) for p in reversed(list(islice(plan.backwards(), SHOWN_POINTS)))],
     }
 
 
 def _axes(number: int, block: Block) -> str:
     axes = " x ".join(f"{'+'.join(axis.names)}[{len(axis.values)}]" for axis in block.axes) or "one point"
+    if block.sample:
+        axes = f"{block.sample.n} of {axes} ({block.sample.method})"
     return f"{number}: {axes}" + (f" where {block.where.text}" if block.where else "")
 
 
@@ -50,23 +65,24 @@ def _line(planned: PlannedPoint) -> str:
     return f"{planned.point_id} " + " ".join(f"{k}={v}" for k, v in values.items()) + f" replicate={planned.replicate}"
 
 
-def status_of(root: Path) -> dict[str, Any]:
+def status_of(place: Path | str) -> dict[str, Any]:
     """How far a dataset is."""
-    dataset = Dataset(root)
-    planned = {p.point_id for p in Plan(read_study(root)).points()}
-    committed = dataset.store.done()
-    done, left = len(committed & planned), len(planned - committed)
-    runs = [read_object(path) for path in sorted((root / "provenance").glob("run-*.json"))]
+    store = Dataset(place).store
+    plan = Plan(read_study(store))
+    kept, state = kept_of(plan), store.state()
+    done = done_of(plan, store, state, kept)
+    finished, left = int(done.sum()), int((kept & ~done).sum())
+    runs = [store.json(f"provenance/{name}") for name in store.storage.names("provenance") if RUN_RECORD.fullmatch(name)]
     seconds = sum(float(run.get("seconds", 0)) for run in runs)
     rate = sum(int(run.get("done", 0)) for run in runs) / seconds if seconds else 0.0
     return {
-        "study": read_study(root).name,
-        "points": len(planned),
-        "done": done,
-        "failed": dataset.arrow("errors").num_rows,
+        "study": plan.study.name,
+        "points": int(kept.sum()),
+        "done": finished,
+        "failed": store.failures().num_rows,
         "left": left,
-        "of earlier plans": len(committed - planned),
+        "of earlier plans": len(store.done(state)) - finished,
         "rate": f"{rate:.1f} points/s",
         "time left": human_time(left / rate) if left and rate else "none" if not left else "unknown",
-        "sealed": dataset.store.sealed() is not None and not left,
+        "sealed": state.seal is not None and not left and not state.commits,
     }

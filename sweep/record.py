@@ -5,14 +5,15 @@ from typing import Any
 
 from kernels.cost import Cost
 from kernels.jit import model_digest
+from sweep.blocks import Axis, Block, Sample
 from sweep.configs import COST_NAMES, CostFile, Workload
-from sweep.dataset.files import read_object
+from sweep.dataset.store import Store
 from sweep.errors import DatasetError
 from sweep.observations import from_record
 from sweep.parameters import PARAMETERS
 from sweep.schema import SCHEMA_VERSION
 from sweep.steps import STEP
-from sweep.study import Axis, Block, Study, study_digest
+from sweep.study import Study, study_digest
 from sweep.where import Where
 
 
@@ -38,7 +39,8 @@ def study_record(study: Study, points: int) -> dict[str, Any]:
 
 def _block_record(block: Block) -> dict[str, Any]:
     axes = [{"names": axis.names, "values": axis.values} for axis in block.axes]
-    return {"axes": axes, "fixed": dict(block.fixed), "where": block.where.text if block.where else None}
+    sample = {"sample": vars(block.sample)} if block.sample else {}
+    return {"axes": axes, "fixed": dict(block.fixed), "where": block.where.text if block.where else None, **sample}
 
 
 def _workload_record(workload: Workload) -> dict[str, Any]:
@@ -50,9 +52,9 @@ def _cost_record(costs: CostFile) -> dict[str, int]:
     return {cost.name.lower(): value for cost, value in costs.values.items()}
 
 
-def read_study(root: Path) -> Study:
+def read_study(store: Store) -> Study:
     """The study of a dataset, from its study.json. Raises DatasetError."""
-    record = read_object(root / "study.json")
+    record, name = store.json("study.json"), f"{store.name}/study.json"
     try:
         inner = record["study"]
         return Study(
@@ -65,17 +67,17 @@ def read_study(root: Path) -> Study:
             workloads={name: _workload(name, entry) for name, entry in inner["workloads"].items()},
             costs={name: _costs(name, entry) for name, entry in inner["costs"].items()},
             text="",
-            path=str(root / "study.json"),
+            path=name,
             observations=tuple(from_record(entry) for entry in inner.get("observations", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DatasetError(f"{root / 'study.json'}: cannot be understood ({error}); run the study again to write it anew") from None
+        raise DatasetError(f"{name}: cannot be understood ({error}); run the study again to write it anew") from None
 
 
 def _block(entry: dict[str, Any]) -> Block:
     axes = tuple(Axis(tuple(axis["names"]), tuple(tuple(values) for values in axis["values"])) for axis in entry["axes"])
     where = Where(entry["where"], frozenset(PARAMETERS)) if entry["where"] else None
-    return Block(axes, entry["fixed"], where)
+    return Block(axes, entry["fixed"], where, Sample(**entry["sample"]) if "sample" in entry else None)
 
 
 def _workload(name: str, entry: dict[str, Any]) -> Workload:

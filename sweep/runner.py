@@ -1,10 +1,7 @@
 """The loop: what is missing is run, committed, and, when all is there, sealed."""
 
-import json
-import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,27 +9,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
-from kernels.jit import compile_cache, model_digest
+from kernels.jit import compile_cache
 from kernels.program import SUFFIX
-from sweep.dataset.files import publish, publish_json, read_object
+from sweep.dataset.repair import repair
+from sweep.dataset.seal import clear_away, seal
+from sweep.dataset.storage import LocalStorage
 from sweep.dataset.store import Store
-from sweep.errors import BudgetExceededError, DatasetError, EnvironmentProblemError, InterruptedRunError, UsageError
-from sweep.executors.base import Chunk, ChunkResult, Pool, drive
+from sweep.errors import BudgetExceededError, EnvironmentProblemError, Fault, InterruptedRunError, StudyError, UsageError
+from sweep.executors.base import DEADLINE_SECONDS, Limits, Pool, drive
 from sweep.executors.inline import InlinePool
-from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint, chunks_of
-from sweep.point import Context, compile_kernels
-from sweep.predict import predict_bytes, predict_seconds
+from sweep.left import chosen_of, done_now, kept_of
+from sweep.machine import available_bytes, default_workers
+from sweep.ownership import place_of, write_study
+from sweep.plan import BYTES_PER_POINT, Bools, Plan
+from sweep.point import compile_kernels
+from sweep.price import Estimate, Prices, stretches
 from sweep.progress import Bar, Plain, Quiet, Reporter, on_terminal
 from sweep.provenance import provenance
 from sweep.quantity import human_size, human_time
-from sweep.record import study_record
-from sweep.schema import SCHEMA_VERSION
-from sweep.study import Study, load_study
+from sweep.study import Study, load_study, study_digest
+from sweep.timings import Timings
+from sweep.worker import Chunk, ChunkResult, Job, lost_points
 
-CHUNK_SECONDS = 1.0
+MEMORY_SHARE = 0.8  # of what is free, for all chunks in flight
 DRAIN_SECONDS = 10.0
 EXECUTORS = ("inline", "local", "ray")
 
@@ -50,6 +51,8 @@ class RunOptions:
     max_failures: int | None = None
     yes: bool = False
     new_version: bool = False
+    insecure_cluster: bool = False  # join a cluster that answers without a token
+    deadline: float = DEADLINE_SECONDS  # of a chunk, beside what was predicted
     quiet: bool = False
     verbose: bool = False
     progress: bool = True
@@ -61,7 +64,7 @@ class RunSummary:
     """What a run did."""
 
     study: str
-    out: Path
+    out: Path | str
     total: int
     done_before: int
     done: int = 0
@@ -116,27 +119,22 @@ def _signals(stop: _Stop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def default_workers() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def make_pool(options: RunOptions, context: Context) -> Pool:
+def make_pool(options: RunOptions, job: Job) -> Pool:
     """The executor's pool. Raises UsageError, EnvironmentProblemError."""
     workers = options.workers or default_workers()
     if options.executor == "inline":
-        return InlinePool(context)
+        return InlinePool(job)
     if options.executor == "local":
         from sweep.executors.local import LocalPool
 
-        return LocalPool(context, workers)
+        return LocalPool(job, workers)
     from sweep.executors.ray import RayPool
 
-    return RayPool(context, workers, options.address)
+    return RayPool(job, workers, options.address, options.insecure_cluster)
 
 
 def run(study: Study | str | Path, out: str | Path | None = None, options: RunOptions | None = None) -> RunSummary:
-    """Run what is missing of a study. A fresh directory starts, an existing one resumes or is extended.
+    """Run what is missing of a study. A fresh directory (or URL) starts, an existing one resumes or is extended.
 
     Raises StudyError, UsageError, DatasetError (another study, model or run), BudgetExceededError,
     EnvironmentProblemError, InterruptedRunError."""
@@ -144,38 +142,48 @@ def run(study: Study | str | Path, out: str | Path | None = None, options: RunOp
     check_options(options)
     study = study if isinstance(study, Study) else load_study(Path(study))
     plan = Plan(study)
-    points = select(plan.points(), options)
-    store = Store(_root(out, study, options))
-    if not (store.root / "study.json").exists():
-        check_budget(points, study, options, store.root)  # before anything is made
+    prices = Prices(plan)
+    store = Store(place_of(out, study, options.new_version))
+    kept = _checked(plan, prices.estimate(), options, store)
+    chosen = chosen_of(kept, options.limit, options.shard)
     store.prepare()
-    with store.lock():
-        notes = [*study.notes, *(f"put aside: {text}" for text in store.repair())]
-        store.sweep_up()
-        done = store.done()
-        left = [p for p in points if p.point_id not in done]
-        summary = RunSummary(study.name, store.root, len(points), len(points) - len(left), notes=notes)
-        if left:
-            check_budget(left, study, options, store.root)
-            _execute(store, plan, left, options, summary)
-        else:
-            write_study(store, study, len(plan.points()))
-        complete = not summary.stopped_by and not summary.failed and summary.left == 0 and len(points) == len(plan.points())
-        summary.sealed = _seal(store, bool(left)) if complete else None
+    with store.writing() as alone:
+        notes = [*study.notes, *(f"put aside: {text}" for text in repair(store))]
+        if alone:
+            store.remove_strays()
+        done = done_now(plan, store, kept)
+        left = chosen & ~done
+        summary = RunSummary(study.name, store.place, int(chosen.sum()), int((chosen & done).sum()), notes=notes)
+        write_study(store, study, int(kept.sum()))
+        if left.any():
+            _execute(store, Job(study, store.name), chunks_of(prices, kept, left), options, summary)
+        if not summary.stopped_by and not summary.failed and not summary.left:
+            summary.sealed = _seal(store, plan, study, kept)
     return summary
 
 
-def _root(out: str | Path | None, study: Study, options: RunOptions) -> Path:
-    """The dataset's directory, checked to be free or this study's. Raises DatasetError, EnvironmentProblemError."""
-    root = Path(out) if out is not None else Path("results") / study.name
-    try:
-        if options.new_version:
-            return sibling(root, study)
-        check_same_study(Store(root), study)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EnvironmentProblemError(f"{str(root)[:200]}: cannot be used: {reason}; choose another with --out") from None
-    return root
+def _checked(plan: Plan, estimate: Estimate, options: RunOptions, store: Store) -> Bools:
+    """The indices that are points, of a plan that is neither empty nor too much, before anything is made."""
+    if not store.has("study.json"):
+        check_budget(estimate, plan.study, options)
+        check_space(estimate, options, store)
+    kept = kept_of(plan)
+    if not kept.any():
+        raise StudyError([Fault(plan.study.where("block", 0, "where"), "where", "keeps no point; loosen it")])
+    return kept
+
+
+def chunks_of(prices: Prices, kept: Bools, left: Bools) -> list[Chunk]:
+    """What is left, in the plan's stretches, longest first."""
+    found = []
+    for stretch in stretches(prices, kept):
+        here, all_here = left[stretch.start : stretch.end], kept[stretch.start : stretch.end]
+        count = int(here.sum())
+        if count:
+            whole = np.array_equal(here, all_here)
+            indices = range(stretch.start, stretch.end) if whole else stretch.start + np.flatnonzero(here)
+            found.append(Chunk(indices, stretch.seconds * count / int(all_here.sum()), stretch.nbytes))
+    return sorted(found, key=lambda chunk: -chunk.seconds)
 
 
 def check_options(options: RunOptions) -> None:
@@ -186,105 +194,37 @@ def check_options(options: RunOptions) -> None:
         raise UsageError(f"--address {options.address!r} needs --executor ray, not {options.executor}")
 
 
-def _seal(store: Store, changed: bool) -> dict[str, Any] | None:
-    sealed = store.sealed()
-    fresh = store.seal_fits() and not changed and not any((store.root / "commits").glob("*.json"))
-    return sealed if fresh else store.seal(str(read_object(store.root / "study.json")["digest"]))
+def _seal(store: Store, plan: Plan, study: Study, kept: Bools) -> dict[str, Any] | None:
+    """Seal what is complete, unless it is sealed already."""
+    state = store.state()
+    if state.seal and state.seal.fits and state.seal.plan == plan.digest and not state.commits:
+        return (clear_away(store, state.seal) if state.seal.absorbed else state.seal).as_json()
+    if not np.array_equal(done_now(plan, store, kept), kept):
+        return None  # other shards are to come
+    return seal(store, plan.digest, study_digest(study)).as_json()
 
 
-def select(points: list[PlannedPoint], options: RunOptions) -> list[PlannedPoint]:
-    """`--shard i/n` takes every n-th point, `--limit N` the first N."""
-    index, count = options.shard
-    if not 0 <= index < count:
-        raise UsageError(f"--shard {index}/{count}: i/n with 0 <= i < n is needed")
-    chosen = points[index::count]
-    return chosen if options.limit is None else chosen[: options.limit]
-
-
-def check_same_study(store: Store, study: Study) -> None:
-    """Refuse a directory of another study, model or cost file, with what differs and the way out. Raises DatasetError."""
-    path = store.root / "study.json"
-    if not path.exists():
-        if store.root.is_dir() and any(store.root.iterdir()):
-            names = {entry.name for entry in store.root.iterdir()} - DATASET_NAMES
-            if names:
-                raise DatasetError(f"{store.root}: holds {min(names)} but no dataset; choose an empty directory with --out")
-        return
-    old, new = read_object(path), {**study.identity(), "model_digest": model_digest(), "schema_version": SCHEMA_VERSION}
-    differs = [f"{key} ({_short(old.get(key))} there, {_short(new[key])} now)" for key in _FIXED if old.get(key) != new[key]]
-    for kind in ("workloads", "costs"):
-        for name, digest in new[kind].items():
-            if name in old.get(kind, {}) and old[kind][name] != digest:
-                differs.append(f"{kind[:-1]} {name!r} ({_short(old[kind][name])} there, {_short(digest)} now)")
-    if differs:
-        raise DatasetError(
-            f"{store.root}: was made with another {'; '.join(differs)}; use --new-version for a sibling directory, or another --out"
-        )
-
-
-DATASET_NAMES = frozenset({"points", "steps", "errors", "commits", "provenance", "quarantine", ".lock"})
-_FIXED = ("name", "seed", "model_digest", "schema_version")
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) > 16 else text
-
-
-def sibling(root: Path, study: Study) -> Path:
-    """The first of DIR, DIR.2, DIR.3 ... that is free or of this very study, model and costs."""
-    for number in range(1, 1000):
-        candidate = root if number == 1 else root.with_name(f"{root.name}.{number}")
-        try:
-            check_same_study(Store(candidate), study)
-        except DatasetError:
-            continue
-        return candidate
-    raise UsageError(f"{root}: has 999 versions; remove some")
-
-
-def write_study(store: Store, study: Study, points: int) -> None:
-    """study.toml as given, study.json as understood (workloads and costs of earlier runs stay named)."""
-    path = store.root / "study.json"
-    record = study_record(study, points)
-    if path.exists():
-        old = read_object(path)
-        for kind in ("workloads", "costs"):
-            record[kind] = {**old.get(kind, {}), **record[kind]}
-        if old == json.loads(json.dumps(record)):
-            return
-    publish(store.root / "study.toml", study.text.encode())
-    publish_json(path, record)
-
-
-def check_budget(left: list[PlannedPoint], study: Study, options: RunOptions, root: Path) -> None:
-    """Refuse what is larger than the study's budget, the machine's memory or its disk."""
-    seconds = sum(predict_seconds(p.point, study.workloads[p.point.workload]) for p in left)
-    if seconds > study.budget_cpu_hours * 3600 and not options.yes:
+def check_budget(estimate: Estimate, study: Study, options: RunOptions) -> None:
+    """Refuse what takes longer than the study's budget allows."""
+    if estimate.seconds > study.budget_cpu_hours * 3600 and not options.yes:
         raise BudgetExceededError(
-            f"{len(left):,} points need about {human_time(seconds)} of CPU; the budget is {study.budget_cpu_hours:g} CPU hours "
-            f"(study.budget_cpu_hours); --yes goes on"
+            f"{estimate.points:,} points need about {human_time(estimate.seconds)} of CPU; the budget is "
+            f"{study.budget_cpu_hours:g} CPU hours (study.budget_cpu_hours); --yes goes on"
         )
-    workers = 1 if options.executor == "inline" else options.workers or default_workers()
-    need = max(predict_bytes(p.point) for p in left) * workers
-    free = available_bytes()
+
+
+def check_space(estimate: Estimate, options: RunOptions, store: Store) -> None:
+    """Refuse what does not fit into the memory of this machine or its disk."""
+    need, free = estimate.nbytes, available_bytes()
     if options.address is None and need > free:
         raise EnvironmentProblemError(
-            f"{workers} workers need about {human_size(need)} of memory, {human_size(free)} are free; lower --workers or memory"
+            f"the largest point needs about {human_size(need)} of memory, {human_size(free)} are free; lower memory"
         )
-    disk = shutil.disk_usage(next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())).free
-    if len(left) * BYTES_PER_POINT > disk:
-        raise EnvironmentProblemError(
-            f"{root}: about {human_size(len(left) * BYTES_PER_POINT)} are needed, {human_size(disk)} are free; choose another --out"
-        )
-
-
-def available_bytes() -> int:
-    """MemAvailable of the machine."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return sys.maxsize
+    if isinstance(store.storage, LocalStorage):
+        root, need = store.storage.root, estimate.points * BYTES_PER_POINT
+        free = shutil.disk_usage(next(folder for folder in (root, *root.resolve().parents) if folder.is_dir())).free
+        if need > free:
+            raise EnvironmentProblemError(f"{root}: about {human_size(need)} are needed, {human_size(free)} are free; choose another --out")
 
 
 def warm_up(reporter: Reporter) -> float:
@@ -300,36 +240,29 @@ def warm_up(reporter: Reporter) -> float:
     return seconds
 
 
-def _execute(store: Store, plan: Plan, left: list[PlannedPoint], options: RunOptions, summary: RunSummary) -> None:
-    start, study = time.monotonic(), plan.study
+def _execute(store: Store, job: Job, chunks: list[Chunk], options: RunOptions, summary: RunSummary) -> None:
+    start = time.monotonic()
     with ExitStack() as stack:
-        reporter = _reporter(stack, len(left), options)
-        record = provenance(list(options.command)) | {"executor": options.executor, "points": len(left)}
+        reporter = _reporter(stack, summary.left, options)
+        record = provenance(list(options.command)) | {"executor": options.executor, "points": summary.left}
         record["compile_s"] = round(warm_up(reporter), 3)
-        pool = make_pool(options, Context(study.name, dict(study.workloads), dict(study.costs)))
+        pool = make_pool(options, job)
         stop = _Stop(reporter)
         stack.enter_context(_signals(stop))  # after the pool: Ray sets handlers of its own
+        limits = Limits(float("inf") if options.address else available_bytes() * MEMORY_SHARE, options.deadline)
+        timings = Timings(store)
         orderly = False
         try:
-            write_study(store, study, len(plan.points()))
-            chunks = (Chunk(points) for points in chunks_of(left, study, _chunk_seconds(left, study, pool.slots)))
-            results = drive(pool, chunks, _stopper(stop, summary, options))
-            timings = _commit_all(store, results, reporter, summary, options.verbose)
+            results = drive(pool, iter(chunks), _stopper(stop, summary, options), lost_points(job, store), limits)
+            _commit_all(store, results, reporter, summary, timings, options.verbose)
             orderly = True
         finally:
             pool.close(now=not orderly)
         summary.stopped_by = stop.signal if summary.left else 0
         summary.seconds = time.monotonic() - start
+        timings.flush()
         record |= {"seconds": round(summary.seconds, 3), "done": summary.done, "failed": summary.failed}
-        name = f"run-{time.time_ns():020d}-{os.getpid()}"
-        publish_json(store.root / "provenance" / f"{name}.json", record)
-        _write_timings(store.root / "provenance" / f"{name}.parquet", timings)
-
-
-def _chunk_seconds(left: list[PlannedPoint], study: Study, slots: int) -> float:
-    """About a second a chunk, less for small studies, so that every worker gets several."""
-    total = sum(predict_seconds(p.point, study.workloads[p.point.workload]) for p in left)
-    return min(CHUNK_SECONDS, total / (8 * slots))
+        store.write_json(f"provenance/{timings.run}.json", record)
 
 
 def _reporter(stack: ExitStack, total: int, options: RunOptions) -> Reporter:
@@ -350,27 +283,25 @@ def _stopper(stop: _Stop, summary: RunSummary, options: RunOptions) -> Callable[
 
 
 def _commit_all(
-    store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary, verbose: bool
-) -> list[tuple[str, int, str]]:
-    timings: list[tuple[str, int, str]] = []
+    store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary, timings: Timings, verbose: bool
+) -> None:
     for result in results:
-        store.commit(result.key, result.tables)
+        check_visible(store, result)
+        store.commit(result.commit)
         summary.done += result.done
         summary.failed += result.failed
-        timings += [(point_id, wall, result.worker) for point_id, wall in result.wall_ns]
+        timings.add(result)
         reporter.advance(result.done, result.failed)
         if verbose:
-            seconds = sum(wall for _, wall in result.wall_ns) / 1e9
-            reporter.note(f"{result.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}")
-    return timings
+            seconds = int(result.wall_ns.sum()) / 1e9
+            reporter.note(f"{result.commit.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}")
 
 
-def _write_timings(path: Path, timings: list[tuple[str, int, str]]) -> None:
-    """Wall time and worker of each point: a side table, never part of the data."""
-    ids, wall, workers = zip(*timings, strict=True) if timings else ((), (), ())
-    table = pa.table(
-        {"point_id": pa.array(ids, pa.string()), "wall_ns": pa.array(wall, pa.int64()), "worker": pa.array(workers, pa.string())}
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    publish(path, bytes(sink.getvalue()))
+def check_visible(store: Store, result: ChunkResult) -> None:
+    """A worker on another machine must write where the driver reads. Raises EnvironmentProblemError."""
+    for part in result.commit.parts:
+        if store.storage.size(part.path) != part.nbytes:
+            raise EnvironmentProblemError(
+                f"{store.name}: {part.path}, which {result.worker} published, is not to be seen from here; "
+                f"give --out on storage that all machines share, or a URL like s3://bucket/name"
+            )

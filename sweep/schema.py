@@ -150,6 +150,7 @@ ERRORS: tuple[Column, ...] = (
     Column("message", pa.string(), "error", "its text"),
 )
 TABLES: Mapping[str, tuple[Column, ...]] = {"points": POINTS, "steps": STEPS, "errors": ERRORS}
+KEYS: Mapping[str, tuple[str, ...]] = {"points": ("point_id",), "steps": ("point_id", "step"), "errors": ("point_id",)}
 
 
 def arrow_schema(table: str) -> pa.Schema:

@@ -2,13 +2,14 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from sweep.blocks import MAX_SAMPLE, METHODS, Axis, Block, Sample, axis
 from sweep.configs import CostFile, Workload, digest_of, load_costs, load_workload, parse_workload, shared_workloads
 from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
@@ -20,34 +21,12 @@ from sweep.where import Where, WhereError
 
 MAX_REPLICATES = 10_000
 MAX_INCLUDES = 64
-MAX_CHECKED = 10_000_000
+MAX_CHECKED = 50_000  # combinations of a block that are checked before it runs; nonsense beyond them becomes rows of `errors`
+MAX_CHECKED_OF_LARGE = 500
+LARGE = 1_000_000  # points of a block
 MAX_AXIS = 1_000_000
 DEFAULT_BUDGET_CPU_HOURS = 100.0
 RESERVED = frozenset({"con", "prn", "aux", "nul"} | {f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10)})
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One dimension of a block: the parameters that move together, and their values."""
-
-    names: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A product of axes over fixed parameters, with an optional condition."""
-
-    axes: tuple[Axis, ...]
-    fixed: Mapping[str, Any]
-    where: Where | None
-
-    def size(self) -> int:
-        """Points before `where`."""
-        total = 1
-        for axis in self.axes:
-            total *= len(axis.values)
-        return total
 
 
 @dataclass(frozen=True)
@@ -158,7 +137,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         reader.notes.append(f"{path}: begins with a BOM, which was left out")
     _apply_overrides(reader, overrides)
     head = _read_head(reader)
-    blocks = _read_blocks(reader)
+    blocks = _read_blocks(reader, head["seed"])
     workloads = _read_workloads(reader, blocks)
     costs = _read_costs(reader, blocks)
     observations = _read_observations(reader)
@@ -274,34 +253,52 @@ def _number(reader: _Reader, table: Mapping[str, Any], key: str, default: int, h
     return value
 
 
-def _read_blocks(reader: _Reader) -> list[Block]:
+def _read_blocks(reader: _Reader, seed: int) -> list[Block]:
     base = reader.parameters(("point",), reader.content.get("point", {}))
     listed = reader.content.get("block", [{}])
     if not isinstance(listed, list) or not listed:
         reader.fault(("block",), "must be written [[block]]")
         return []
-    return [_read_block(reader, number, entry, base) for number, entry in enumerate(listed)]
+    return [_read_block(reader, number, entry, base, seed) for number, entry in enumerate(listed)]
 
 
-def _read_block(reader: _Reader, number: int, entry: Any, base: Mapping[str, Any]) -> Block:
+def _read_block(reader: _Reader, number: int, entry: Any, base: Mapping[str, Any], seed: int) -> Block:
     at: Location = ("block", number)
-    if isinstance(entry, dict) and "sample" in entry:
-        reader.fault((*at, "sample"), "is not offered by this version; write the values as a grid")
-        entry = {key: value for key, value in entry.items() if key != "sample"}
-    block = reader.table(at, entry, ("grid", "zip", "point", "where"))
+    block = reader.table(at, entry, ("grid", "zip", "point", "where", "sample"))
     fixed = {**base, **reader.parameters((*at, "point"), block.get("point", {}))}
     grid = _axes(reader, (*at, "grid"), block.get("grid", {}))
-    axes = [Axis((name,), tuple((v,) for v in values)) for name, values in grid.items()]
+    axes: list[Axis] = [axis((name,), [(v,) for v in values]) for name, values in grid.items()]
     zipped = _axes(reader, (*at, "zip"), block.get("zip", {}))
     lengths = {name: len(values) for name, values in zipped.items()}
     if len(set(lengths.values())) > 1:
         reader.fault((*at, "zip"), "lists of unequal length: " + ", ".join(f"{n} has {k}" for n, k in lengths.items()))
     elif zipped:
-        axes.append(Axis(tuple(zipped), tuple(zip(*zipped.values(), strict=True))))
-    names = [name for axis in axes for name in axis.names]
+        axes.append(axis(tuple(zipped), list(zip(*zipped.values(), strict=True))))
+    names = [name for each in axes for name in each.names]
     for name in sorted({name for name in names if names.count(name) > 1}):
         reader.fault((*at, "zip", name), f"{name} stands in grid and in zip; keep one")
-    return Block(tuple(axes), fixed, _read_where(reader, (*at, "where"), block.get("where")))
+    where = _read_where(reader, (*at, "where"), block.get("where"))
+    return Block(tuple(axes), fixed, where, _read_sample(reader, (*at, "sample"), block.get("sample"), axes, seed))
+
+
+def _read_sample(reader: _Reader, location: Location, given: Any, axes: Sequence[Axis], seed: int) -> Sample | None:
+    """`sample = { method = "sobol", n = 1024 }`: so many points of the product of grid and zip."""
+    if given is None:
+        return None
+    table = reader.table(location, given, ("method", "n"))
+    method, n = table.get("method"), table.get("n")
+    if not isinstance(method, str) or method not in METHODS:
+        reader.fault((*location, "method"), f"{short(method)}: one of {', '.join(METHODS)} is needed")
+        return None
+    if type(n) is not int or not 1 <= n <= MAX_SAMPLE:
+        reader.fault((*location, "n"), f"{short(n)}: an integer from 1 to {MAX_SAMPLE:,} is needed")
+        return None
+    if not axes:
+        reader.fault(location, "has no axis to draw from; give the block a grid")
+        return None
+    if method == "sobol" and n & (n - 1):
+        reader.notes.append(f"{reader.where((*location, 'n'))}: a Sobol sample is balanced for powers of two; {n} is none")
+    return Sample(method, n, seed)
 
 
 def _axes(reader: _Reader, location: Location, table: Any) -> dict[str, list[Any]]:
@@ -442,30 +439,11 @@ def _read_observations(reader: _Reader) -> tuple[Observation, ...]:
         return ()
 
 
-def block_values(block: Block, index: int) -> dict[str, Any]:
-    """Parameters of point `index` of a block, fixed ones included: mixed-radix digits of the index, last axis fastest."""
-    values = dict(block.fixed)
-    for axis in reversed(block.axes):
-        index, digit = divmod(index, len(axis.values))
-        values.update(zip(axis.names, axis.values[digit], strict=True))
-    return values
-
-
-def kept_points(block: Block) -> Iterator[Point]:
-    """The points of a block that its `where` keeps. Raises WhereError."""
-    for index in range(block.size()):
-        point = Point.model_construct(**block_values(block, index))
-        if block.where is None or block.where(point.values()):
-            yield point
-
-
 def _check_combinations(reader: _Reader, blocks: Sequence[Block], workloads: Mapping[str, Workload]) -> None:
     """Values that are well alone and make no sense together, each reason once per block; and steps against their points."""
-    if sum(block.size() for block in blocks) > MAX_CHECKED:
-        return  # the plan refuses it
     for number, block in enumerate(blocks):
-        given = [value for axis in block.axes for row in axis.values for value in row] + list(block.fixed.values())
-        if any(value is None for value in given):
+        given = [value for each in block.axes for row in each.values for value in row] + list(block.fixed.values())
+        if any(value is None for value in given) or not all(block.shape):
             continue  # told already
         at: Location = ("block", number) if isinstance(reader.content.get("block"), list) else ("point",)
         try:
@@ -493,13 +471,21 @@ STEP_PARAMETERS = (
 )  # what steps are checked against
 
 
+CHECKED = frozenset({*STEP_PARAMETERS, "prealloc", "use_zero_page"})  # and by CHECKS
+
+
 def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]] | None:
     """(place, what is wrong) of a block's points, each once; an empty place means the block. None: it has no points."""
     found: dict[tuple[Location, str], None] = {}
     seen: set[tuple[Any, ...]] = set()
-    empty = True
-    for point in kept_points(block):
-        empty = False
+    names = CHECKED | (block.where.used if block.where else frozenset())
+    positions = block.positions(names)
+    most = MAX_CHECKED if block.size() <= LARGE else MAX_CHECKED_OF_LARGE
+    empty = block.combinations(positions) <= most
+    for digits in block.evenly(most, positions):
+        if not block.holds(digits):
+            continue
+        empty, point = False, block.point(digits)
         faults = [text for check in CHECKS if (text := check(point))]
         if faults:
             found |= {((), f"{text}; change the value, or leave such points out with where"): None for text in faults}

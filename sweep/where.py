@@ -61,7 +61,12 @@ class Where:
         self._names = names
         self._allowed = allowed or {}
         self.text = " ".join(text.split())
+        self.used = frozenset(node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)) & names  # parameters it looks at
         self._check(self._tree, 0)
+        self._sized = {id(node) for node in ast.walk(self._tree) if isinstance(node, ast.Compare) and _sized(node)}
+
+    def __reduce__(self) -> tuple[type["Where"], tuple[str, frozenset[str], Mapping[str, frozenset[str]]]]:
+        return Where, (self.text, self._names, self._allowed)
 
     def _check(self, node: ast.AST, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -141,7 +146,7 @@ class Where:
         left = self._value(node.left, values)
         for op, right_node in zip(node.ops, node.comparators, strict=True):
             right = self._value(right_node, values)
-            if not _compare(type(op), *_same_kind(left, right, _sized(node))):
+            if not _compare(type(op), *_same_kind(left, right, id(node) in self._sized)):
                 return False
             left = right
         return True

@@ -404,13 +404,8 @@ def test_a_trillion_points_are_counted_without_expanding(tmp_path: Path) -> None
     axes = ", ".join(f"{name} = {{ range = [1, 4097] }}" for name in ("vcpus", "prealloc_threads", "cores"))
     path = write(tmp_path, BLOCK + f"grid = {{ {axes} }}\n")
     start = time.monotonic()
-    one_fault(path, "s.toml:5: block", f"{4096**3:,}", "10,000,000")
+    one_fault(path, "s.toml:5: block", f"{4096**3:,}", f"{1 << 32:,}")
     assert time.monotonic() - start < 0.5
-
-
-def test_too_many_points_name_the_largest_block(tmp_path: Path) -> None:
-    axes = ", ".join(f"{name} = {{ range = [1, 4097] }}" for name in ("vcpus", "prealloc_threads"))
-    one_fault(write(tmp_path, BLOCK + f"grid = {{ {axes} }}\n[[block]]\npoint = {{ vcpus = 1 }}\n"), "s.toml:5: block", "10,000,000")
 
 
 def test_all_faults_of_a_file_are_told_at_once_in_order(tmp_path: Path) -> None:

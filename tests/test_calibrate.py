@@ -18,6 +18,7 @@ from sweep import cli
 from sweep.calibrate import CalibrateOptions, calibrate, verdict
 from sweep.configs import CostFile, config_root, load_costs
 from sweep.cost_text import cost_toml
+from sweep.dataset.store import Store
 from sweep.errors import StudyError, UsageError
 from sweep.fit import Bounds, Fit, Rates, fit
 from sweep.observations import METRICS, OPTIONAL, REQUIRED, Observation, from_record, load_observations, read_observations
@@ -387,7 +388,7 @@ def test_the_report_shows_predictions_beside_observations(tmp_path: Path) -> Non
     assert shown.frame["predicted/observed"].iloc[0] == f"{predicted / 300000:.3f}"
     assert "other" in shown.note
     assert "Prediction beside observation" in report.path.read_text()
-    assert [row.case for row in read_study(tmp_path / "d").observations] == ["lab-1", "other"]
+    assert [row.case for row in read_study(Store(tmp_path / "d")).observations] == ["lab-1", "other"]
     assert set(points["costs_digest"]) == {base().digest()}
 
 

@@ -1,19 +1,25 @@
 """Runs and datasets: the same rows and files whatever the executor, interrupted or not; damage is found."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 import sweep
-from sweep.dataset.files import TEMP_PREFIX
-from sweep.errors import DatasetError, UsageError
+from sweep.dataset.storage import TEMP_PREFIX
+from sweep.dataset.store import Store
+from sweep.errors import DatasetError, NondeterminismError, UsageError
+from sweep.export import export
+from sweep.merge import merge
 from sweep.runner import RunOptions
 from sweep.schema import POINTS, STEPS, arrow_schema
 from sweep.verify import verify
@@ -27,7 +33,7 @@ def run(study: Path, out: Path, **options: object) -> sweep.RunSummary:
 
 def files_of(out: Path) -> dict[str, bytes]:
     """Data files by name: what sealing must make identical."""
-    return {str(path.relative_to(out)): path.read_bytes() for table in ("points", "steps", "errors") for path in (out / table).iterdir()}
+    return {str(path.relative_to(out)): path.read_bytes() for table in ("points", "steps", "errors") for path in (out / table).glob("*")}
 
 
 @pytest.fixture
@@ -152,42 +158,6 @@ def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path
     assert sweep.open_dataset(tmp_path / "x").errors().empty
 
 
-def test_a_point_that_kills_its_worker_is_told_apart_from_its_neighbours(study_file: Path, tmp_path: Path) -> None:
-    """A broken pool fails every chunk in flight; only the guilty point may end as a row of errors."""
-    from sweep.executors.base import Chunk, ChunkResult, drive, run_chunk
-    from sweep.plan import Plan
-    from sweep.point import Context
-
-    study = sweep.load_study(study_file)
-    points = Plan(study).points()
-    context = Context(study.name, dict(study.workloads), dict(study.costs))
-    guilty = points[5].point_id
-
-    class Breaking:
-        """All that is in flight dies with the guilty point's worker."""
-
-        slots = 3
-
-        def submit(self, chunk: Chunk) -> int:
-            self.flying = {**getattr(self, "flying", {}), id(chunk): chunk}
-            return id(chunk)
-
-        def wait(self, handles: list[int], seconds: float) -> list[tuple[int, ChunkResult | Exception]]:
-            broken = any(p.point_id == guilty for h in handles for p in self.flying[h].points)
-            killed = RuntimeError("killed")
-            return [(h, killed if broken else run_chunk(self.flying.pop(h).points, context, "w")) for h in handles]
-
-        def close(self, now: bool) -> None:
-            pass
-
-    chunks = (Chunk(points[i : i + 2]) for i in range(0, len(points), 2))
-    results = list(drive(Breaking(), chunks, lambda: False))
-    done = [i for r in results for i in r.tables["points"].column("point_id").to_pylist()]
-    failed = [i for r in results for i in r.tables["errors"].column("point_id").to_pylist()]
-    assert failed == [guilty]
-    assert sorted([*done, guilty]) == sorted(p.point_id for p in points)
-
-
 def damage(path: Path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "flip":
@@ -211,7 +181,7 @@ def test_verify_finds_damage(reference: Path, how: str) -> None:
 
 def test_verify_finds_a_value_that_the_model_does_not_give(study_file: Path, tmp_path: Path) -> None:
     """A part whose digest fits but whose numbers were changed."""
-    from sweep.dataset.store import Store
+    from sweep.dataset.store import State
 
     out = tmp_path / "x"
     run(study_file, out, limit=1)
@@ -220,7 +190,12 @@ def test_verify_finds_a_value_that_the_model_does_not_give(study_file: Path, tmp
     column = table.schema.get_field_index("pf_taken")
     forged = table.set_column(column, table.schema.field(column), [[table.column(column)[0].as_py() + 1]])
     key = next((out / "commits").glob("*.json")).stem
-    store.commit(key, {"points": forged, "steps": store.read("steps")})
+    before = store.state().commits[0]
+    for part in before.parts:
+        store.storage.remove(part.path)
+    store.storage.remove(f"commits/{key}.json")
+    parts = store.publish(key, {"points": forged, "steps": store.read("steps", state=State(None, ()))})
+    store.commit(replace(before, parts=parts))
     assert any("differs from what the model gives" in line for line in verify(out, recompute=1).wrong)
 
 
@@ -268,13 +243,33 @@ def test_a_crash_between_seal_and_clean_up_counts_every_row_once(study_file: Pat
     assert files_of(out) == files_of(reference)
 
 
-def test_two_drivers_never_write_at_once(study_file: Path, tmp_path: Path) -> None:
-    from sweep.dataset.store import Store
+def test_two_drivers_may_write_at_once(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    """They publish the same bytes under the same names; rows that both made count once."""
+    out = tmp_path / "x"
+    command = [sys.executable, "-m", "sweep", "run", str(study_file), "--out", str(out), "--executor", "inline", "-q"]
+    with subprocess.Popen(command) as first, subprocess.Popen(command) as second:
+        assert (first.wait(120), second.wait(120)) == (0, 0)
+    assert run(study_file, out).exit_status == 0
+    assert files_of(out) == files_of(reference)
+    assert verify(out).wrong == []
 
-    store = Store(tmp_path / "x")
-    store.prepare()
-    with store.lock(), pytest.raises(DatasetError, match="another run"):
-        run(study_file, tmp_path / "x")
+
+def test_rows_of_another_model_stop_the_run(study_file: Path, tmp_path: Path) -> None:
+    """A second driver whose numbers differ: neither wins."""
+    from sweep.dataset.records import Commit
+
+    out = tmp_path / "x"
+    run(study_file, out, limit=3)
+    store = Store(out)
+    table = store.read("points")
+    column = table.schema.get_field_index("pf_taken")
+    forged = table.set_column(column, table.schema.field(column), [[n + 1 for n in table.column(column).to_pylist()]])
+    key = store.state().commits[0].key
+    with pytest.raises(NondeterminismError, match="other rows before"):
+        store.publish(key, {"points": forged})
+    store.commit(Commit("another", store.publish("another", {"points": forged})))
+    with pytest.raises(NondeterminismError, match="made twice and differ"):
+        run(study_file, out)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -317,20 +312,130 @@ def test_a_seal_that_does_not_fit_its_parts_is_made_anew(study_file: Path, refer
 
 
 def test_a_repair_that_dies_half_way_loses_no_good_row(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Good rows are committed before the record of the damaged part is dropped; the next run goes on from either."""
-    from sweep.dataset.store import Store
+    """Good rows are committed before the seal of the damaged part is dropped; the next run goes on from either."""
+    from sweep.dataset.storage import LocalStorage
 
     out = tmp_path / "x"
-    run(study_file, out, limit=12)
-    run(study_file, out, limit=20)
+    run(study_file, out)
     damage(next((out / "steps").iterdir()), "flip")
 
-    def dies(self: Store, key: str) -> None:
-        raise KeyboardInterrupt
+    def dies(self: LocalStorage, name: str) -> None:
+        if name == "sealed.json":
+            raise KeyboardInterrupt
+        remove(self, name)
 
+    remove = LocalStorage.remove
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Store, "_forget", dies)
+        patch.setattr(LocalStorage, "remove", dies)
         run(study_file, out)
     assert run(study_file, out).exit_status == 0
     assert len(sweep.open_dataset(out).points()) == 24
     assert verify(out, recompute=3).wrong == []
+
+
+def test_shards_of_several_machines_merge_into_the_same_dataset(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    for i in range(3):
+        assert run(study_file, tmp_path / str(i), shard=(i, 3)).sealed is None
+    places = [tmp_path / str(i) for i in range(3)]
+    partly = merge(places[:2], tmp_path / "two")
+    assert (partly.points, partly.left, partly.sealed) == (16, 8, None)
+    whole = merge([*places, tmp_path / "two"], tmp_path / "all")
+    assert (whole.points, whole.left) == (24, 0)
+    assert files_of(tmp_path / "all") == files_of(reference)
+    assert (tmp_path / "all" / "sealed.json").read_text() == (reference / "sealed.json").read_text()
+    again = merge([reference, tmp_path / "all"], tmp_path / "again")
+    assert again.points == 24
+    assert files_of(tmp_path / "again") == files_of(reference)
+    assert run(study_file, tmp_path / "two").done == 8
+    assert files_of(tmp_path / "two") == files_of(reference)
+
+
+def test_datasets_that_do_not_belong_together_are_not_merged(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    study_file.write_text(study_file.read_text().replace("vcpus = [1, 3]", "vcpus = [1, 2]"))
+    run(study_file, tmp_path / "x")
+    with pytest.raises(DatasetError, match="another plan"):
+        merge([reference, tmp_path / "x"], tmp_path / "out")
+    damage(next((tmp_path / "x" / "points").iterdir()), "flip")
+    with pytest.raises(DatasetError, match="is damaged"):
+        merge([tmp_path / "x"], tmp_path / "out")
+
+
+def test_overlapping_points_that_disagree_are_not_merged(study_file: Path, tmp_path: Path) -> None:
+
+    run(study_file, tmp_path / "a", limit=4)
+    run(study_file, tmp_path / "b", limit=5)
+    store = Store(tmp_path / "b")
+    commit = store.state().commits[0]
+    part = next(part for part in commit.parts if part.table == "points")
+    table = store.read_part(part).cast(arrow_schema("points"))
+    column = table.schema.get_field_index("pf_taken")
+    forged = table.set_column(column, table.schema.field(column), [[n + 1 for n in table.column(column).to_pylist()]])
+    store.storage.remove(part.path)
+    store.storage.remove(f"commits/{commit.key}.json")
+    store.commit(replace(commit, parts=(*store.publish(commit.key, {"points": forged}), *(p for p in commit.parts if p != part))))
+    with pytest.raises(NondeterminismError):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
+def test_export_is_one_file_with_the_same_rows(reference: Path, tmp_path: Path, suffix: str) -> None:
+    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".arrow": pd.read_feather}
+    for table in ("points", "steps"):
+        to = tmp_path / f"{table}{suffix}"
+        rows = export(reference, to, table)
+        frame = readers[suffix](to)  # type: ignore[operator]
+        expected = sweep.open_dataset(reference).arrow(table).to_pandas()
+        assert len(frame) == rows == len(expected)
+        assert frame["pf_taken"].tolist() == expected["pf_taken"].tolist()
+    with pytest.raises(UsageError, match=r"must end with \.parquet, \.csv"):
+        export(reference, tmp_path / "x.xlsx")
+
+
+def test_provenance_says_how_it_was_made_and_keeps_secrets(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside the data files; of the environment only what is listed."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "FAULTSWEEP_PASSWORD"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    run(study_file, tmp_path / "x")
+    text = next((tmp_path / "x" / "provenance").glob("*.json")).read_text()
+    record = json.loads(text)
+    assert "hunter2" not in text
+    assert record["environment"]["SLURM_JOB_ID"] == "77"
+    assert record["points"] == record["done"] == 24
+    for key in ("python", "packages", "lock_digest", "model_digest", "machine", "cpu", "kernel", "thp", "git", "started", "seconds"):
+        assert key in record
+    times = pd.read_parquet(next((tmp_path / "x" / "provenance").glob("*.parquet")))
+    assert sorted(times["point_id"]) == sorted(sweep.open_dataset(tmp_path / "x").points()["point_id"])
+    assert (times["wall_ns"] > 0).all()
+    assert set(times["attempt"]) == {1}
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "delete", "swap"])
+def test_every_damage_is_found_and_mended(study_file: Path, tmp_path: Path, reference: Path, kind: str) -> None:
+    """Many places in each file: what verify finds is what run mends, to the same bits."""
+    out = tmp_path / "x"
+    whole = files_of(reference)
+    shutil.copytree(reference, out)
+    random = Random(kind)
+    store = Store(out)
+    paths = [out / name for name in whole]
+    for count in range(DAMAGES[kind]):
+        path = random.choice(paths)
+        content = bytearray(whole[str(path.relative_to(out))])
+        if kind == "flip":
+            content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+            path.write_bytes(content)
+        elif kind == "truncate":
+            path.write_bytes(content[: random.randrange(len(content))])
+        elif kind == "delete":
+            path.unlink()
+        else:
+            path.write_bytes(whole[str(random.choice([p for p in paths if p != path]).relative_to(out))])
+        assert any(str(path) in line for line in store.check())
+        if count % 250 == 0:  # the repair is the same for all
+            assert run(study_file, out).exit_status == 0
+            assert files_of(out) == whole
+        path.write_bytes(whole[str(path.relative_to(out))])
+
+
+DAMAGES = {"flip": 1000, "truncate": 1000, "delete": 100, "swap": 100}

@@ -7,6 +7,7 @@ import pytest
 
 import sweep
 from sweep.configs import config_root
+from sweep.dataset.store import Store
 from sweep.plan import Plan
 from sweep.record import read_study
 from sweep.runner import RunOptions
@@ -37,7 +38,7 @@ def test_a_shard_run_anew_gives_the_same_rows_bit_for_bit(tmp_path: Path, worker
     options = RunOptions(executor="local", workers=workers, shard=shard, quiet=True)
     summary = sweep.run(config_root() / "studies" / "thread.toml", tmp_path / "x", options)
     assert summary.exit_status == 0
-    ids = {p.point_id for p in Plan(read_study(PUBLISHED)).points()[shard[0] :: shard[1]]}
+    ids = {p.point_id for p in Plan(read_study(Store(PUBLISHED))).points()[shard[0] :: shard[1]]}
     for table in ("points", "steps"):
         fresh = sweep.open_dataset(tmp_path / "x").arrow(table)
         old = sweep.open_dataset(PUBLISHED).arrow(table)

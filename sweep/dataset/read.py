@@ -6,24 +6,25 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 
+from sweep.dataset.storage import LocalStorage
 from sweep.dataset.store import Store, missing_tables
 from sweep.errors import DatasetError, UsageError
 from sweep.schema import TABLES
 
 
 class Dataset:
-    """A dataset directory, read only."""
+    """A dataset, read only."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, place: Path | str) -> None:
         try:
-            missing = missing_tables(root)
+            self.store = Store(place)
+            missing = missing_tables(self.store)
         except (OSError, ValueError) as error:
-            raise DatasetError(f"{str(root)[:200]}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+            raise DatasetError(f"{str(place)[:200]}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
         if missing:
-            raise DatasetError(f"{root}: is no dataset (no {', '.join(missing)}); give the directory of a run")
-        self.root = root
-        self.store = Store(root)
+            raise DatasetError(f"{place}: is no dataset (no {', '.join(missing)}); give the directory of a run")
 
     def points(self) -> pd.DataFrame:
         """One row per point."""
@@ -47,12 +48,23 @@ class Dataset:
             raise UsageError(f"table {table!r} is unknown; there are {', '.join(TABLES)}")
         return self.store.failures() if table == "errors" else self.store.read(table)
 
+    def _scanned(self, table: str) -> Any:
+        """A table for DuckDB: of a sealed dataset in a folder, its files, of which only the columns that are asked for are read."""
+        state = self.store.state()
+        if table == "errors" or state.commits or not isinstance(self.store.storage, LocalStorage):
+            return self.arrow(table)
+        paths = [str(self.store.storage.root / part.path) for part in state.parts() if part.table == table]
+        if not paths:
+            return self.arrow(table)
+        options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        return ds.dataset(paths, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+
     def sql(self, query: str) -> pa.Table:
         """Result of a query over `points`, `steps` and `errors`. The query sees these tables only: no files, no network."""
         connection = duckdb.connect(":memory:", config={"enable_external_access": False})
         try:
             for name in TABLES:
-                connection.register(name, self.arrow(name))
+                connection.register(name, self._scanned(name))
             if len(connection.extract_statements(query)) != 1:
                 raise UsageError("query: exactly one statement is needed")
             answer: Any = connection.sql(query)
@@ -77,6 +89,6 @@ def _plain_integers(table: pa.Table) -> pa.Table:
     return table
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """Open a dataset directory. Raises DatasetError if it is none."""
-    return Dataset(Path(path))
+def open_dataset(place: str | Path) -> Dataset:
+    """Open a dataset: a directory, or a URL like s3://bucket/name. Raises DatasetError if it is none."""
+    return Dataset(place)

@@ -1,6 +1,6 @@
-"""The contract of executors, and the loop that drives any of them: bounded window, retries, halving.
+"""The contract of executors, and the loop that drives any of them: bounded window, memory, deadlines, retries, halving.
 
-A chunk that fails as a whole (its worker was killed) is tried again alone, then halved until one point is left, which
+A chunk that fails as a whole (its worker was killed, or hangs) is tried again alone, then halved until one point is left, which
 then becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
 """
 
@@ -10,64 +10,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import pyarrow as pa
-
-from sweep.dataset.store import chunk_key
-from sweep.plan import PlannedPoint
-from sweep.point import Context, PointRows, error_row, run_point
-from sweep.schema import to_table
+from sweep.errors import FaultsweepError
+from sweep.plan import Int64s
+from sweep.worker import Chunk, ChunkResult
 
 MAX_ATTEMPTS = 2
 POLL_SECONDS = 0.5
+SLOWER = 20.0  # a chunk may take so many times what was predicted, at the pace of those that are done
+MOST_PACE = 10.0
+DEADLINE_SECONDS = 120.0  # and this on top
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Points that run in one call and are committed together."""
-
-    points: list[PlannedPoint]
-    attempt: int = 1
-    suspect: bool = False
-
-
-@dataclass(frozen=True)
-class ChunkResult:
-    """What a worker gives back: tables ready to publish, and per point the wall time, which is no part of the data."""
-
-    key: str
-    tables: dict[str, pa.Table]
-    wall_ns: list[tuple[str, int]] = field(default_factory=list)
-    worker: str = ""
-
-    @property
-    def failed(self) -> int:
-        return int(self.tables["errors"].num_rows)
-
-    @property
-    def done(self) -> int:
-        return int(self.tables["points"].num_rows)
-
-
-def tables_of(rows: list[PointRows]) -> dict[str, pa.Table]:
-    return {
-        "points": to_table("points", [r.point for r in rows if r.point is not None]),
-        "steps": to_table("steps", [step for r in rows for step in r.steps]),
-        "errors": to_table("errors", [r.error for r in rows if r.error is not None]),
-    }
-
-
-def run_chunk(points: list[PlannedPoint], context: Context, worker: str) -> ChunkResult:
-    """Run the points of a chunk, one after the other: what every executor's workers do."""
-    rows, wall = [], []
-    for planned in points:
-        start = time.perf_counter_ns()
-        rows.append(run_point(planned, context))
-        wall.append((planned.point_id, time.perf_counter_ns() - start))
-    return ChunkResult(chunk_key(p.point_id for p in points), tables_of(rows), wall, worker)
+class ChunkHangsError(RuntimeError):
+    """A chunk ran over its deadline."""
 
 
 class Pool(Protocol):
-    """What an executor offers. `submit` never blocks; `wait` gives what is ready within the time, in any order."""
+    """What an executor offers. `submit` never blocks; `wait` gives what is ready within the time, in any order; `abandon` kills
+    what runs a chunk (and perhaps others, which then fail)."""
 
     slots: int
 
@@ -75,51 +35,141 @@ class Pool(Protocol):
 
     def wait(self, handles: list[Any], seconds: float) -> list[tuple[Any, ChunkResult | Exception]]: ...
 
+    def abandon(self, handle: Any) -> None: ...
+
     def close(self, now: bool) -> None: ...
 
 
-def drive(pool: Pool, chunks: Iterator[Chunk], stopping: Callable[[], bool]) -> Iterator[ChunkResult]:
+@dataclass
+class Limits:
+    """What the loop holds to: memory of all chunks in flight, and time."""
+
+    memory: float = float("inf")  # bytes
+    deadline: float = DEADLINE_SECONDS
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass
+class _Flight:
+    chunk: Chunk
+    since: float
+
+
+@dataclass
+class _Driver:
+    """The loop's state: what waits, what runs, what is suspect."""
+
+    pool: Pool
+    chunks: Iterator[Chunk]
+    limits: Limits
+    suspects: deque[Chunk] = field(default_factory=deque)
+    running: dict[Any, _Flight] = field(default_factory=dict)
+    next_chunk: Chunk | None = None
+    pace: float = 1.0  # seconds for each that was predicted
+
+    def window(self) -> int:
+        """How many chunks may be in flight: one while there are suspects, and nothing new beside them."""
+        if any(flight.chunk.suspect for flight in self.running.values()):
+            return 1
+        if self.suspects:
+            return 1 if not self.running else 0
+        return 2 * self.pool.slots
+
+    def peek(self) -> Chunk | None:
+        if self.suspects:
+            return self.suspects[0]
+        if self.next_chunk is None:
+            self.next_chunk = next(self.chunks, None)
+        return self.next_chunk
+
+    def take(self) -> Chunk:
+        if self.suspects:
+            return self.suspects.popleft()
+        chunk, self.next_chunk = self.next_chunk, None
+        if chunk is None:
+            raise RuntimeError("nothing to take")
+        return chunk
+
+    def fits(self, chunk: Chunk) -> bool:
+        """One chunk may always run; others only where memory is left."""
+        held = sum(flight.chunk.nbytes for flight in self.running.values())
+        return not self.running or held + chunk.nbytes <= self.limits.memory
+
+    def fill(self) -> None:
+        while len(self.running) < self.window() and (chunk := self.peek()) is not None and self.fits(chunk):
+            chunk = self.take()
+            self.running[self.pool.submit(chunk)] = _Flight(chunk, self.limits.clock())
+
+    def overdue(self) -> list[Any]:
+        """Handles of chunks that ran over their deadline; each may have waited for one other on its worker."""
+        longest = max((flight.chunk.seconds for flight in self.running.values()), default=0.0)
+        now, found = self.limits.clock(), []
+        for handle, flight in self.running.items():
+            allowed = self.limits.deadline + SLOWER * max(self.pace, 0.1) * (flight.chunk.seconds + longest)
+            if now - flight.since > allowed * flight.chunk.attempt:
+                found.append(handle)
+        return found
+
+    def learn_pace(self, flight: _Flight, result: ChunkResult) -> None:
+        """From what the points took themselves: a chunk may have waited for its worker to start."""
+        if flight.chunk.seconds > 0 and len(result.wall_ns):
+            pace = float(result.wall_ns.sum()) / 1e9 / flight.chunk.seconds
+            self.pace = 0.8 * self.pace + 0.2 * min(pace, MOST_PACE)
+
+    def again(self, chunk: Chunk, alone: bool) -> bool:
+        """Put a chunk that failed back, whole or in halves. False: it was one point, alone, for the last time."""
+        if not alone:
+            self.suspects.append(replace(chunk, suspect=True))
+        elif chunk.attempt < MAX_ATTEMPTS:
+            self.suspects.append(replace(chunk, attempt=chunk.attempt + 1, suspect=True))
+        elif len(chunk.indices) > 1:
+            self.suspects.extend(halves(chunk))
+        else:
+            return False
+        return True
+
+
+def halves(chunk: Chunk) -> tuple[Chunk, Chunk]:
+    half = len(chunk.indices) // 2
+    parts: tuple[range | Int64s, range | Int64s] = chunk.indices[:half], chunk.indices[half:]
+    left, right = (replace(chunk, indices=part, seconds=chunk.seconds / 2, attempt=1, suspect=True) for part in parts)
+    return left, right
+
+
+def drive(
+    pool: Pool,
+    chunks: Iterator[Chunk],
+    stopping: Callable[[], bool],
+    lost: Callable[[Chunk, Exception], ChunkResult],
+    limits: Limits | None = None,
+) -> Iterator[ChunkResult]:
     """Keep a window of chunks at work until all are done, or until `stopping()` says so (then what runs is finished).
 
     When a worker dies, all chunks in flight may fail with it: each is a suspect, and suspects run alone, so that only
-    the guilty one is counted, halved, and in the end told apart."""
-    suspects: deque[Chunk] = deque()
-    running: dict[Any, Chunk] = {}
+    the guilty one is counted, halved, and in the end told apart: `lost` makes its row of `errors`."""
+    driver = _Driver(pool, chunks, limits or Limits())
     while True:
-        while len(running) < _window(pool, running, suspects) and not stopping():
-            chunk = suspects.popleft() if suspects else next(chunks, None)
-            if chunk is None:
-                break
-            running[pool.submit(chunk)] = chunk
-        if not running:
+        if not stopping():
+            driver.fill()
+        if not driver.running:
             return
-        alone = len(running) == 1
-        for handle, outcome in pool.wait(list(running), POLL_SECONDS):
-            chunk = running.pop(handle)
+        alone = len(driver.running) == 1
+        outcomes = pool.wait(list(driver.running), POLL_SECONDS)
+        if not outcomes:
+            outcomes = [(handle, _hang(pool, handle)) for handle in driver.overdue()]
+        for handle, outcome in outcomes:
+            flight = driver.running.pop(handle, None)
+            if flight is None:
+                continue
+            if isinstance(outcome, FaultsweepError):  # disk full, rows that differ: nothing that another try mends
+                raise outcome
             if isinstance(outcome, ChunkResult):
+                driver.learn_pace(flight, outcome)
                 yield outcome
-            elif not alone:
-                suspects.append(replace(chunk, suspect=True))
-            elif chunk.attempt < MAX_ATTEMPTS:
-                suspects.append(replace(chunk, attempt=chunk.attempt + 1, suspect=True))
-            elif len(chunk.points) > 1:
-                half = len(chunk.points) // 2
-                suspects.extend((Chunk(chunk.points[:half], suspect=True), Chunk(chunk.points[half:], suspect=True)))
-            else:
-                yield lost_point(chunk.points[0], outcome)
+            elif not driver.again(flight.chunk, alone):
+                yield lost(flight.chunk, outcome)
 
 
-def _window(pool: Pool, running: dict[Any, Chunk], suspects: deque[Chunk]) -> int:
-    """How many chunks may be in flight: one while there are suspects, and nothing new beside them."""
-    if any(chunk.suspect for chunk in running.values()):
-        return 1
-    if suspects:
-        return 1 if not running else 0
-    return 2 * pool.slots
-
-
-def lost_point(planned: PlannedPoint, error: Exception) -> ChunkResult:
-    """A point whose worker died each time: a row of `errors`."""
-    text = str(error).splitlines()[0] if str(error) else "the worker process ended"
-    row = error_row(planned, "WorkerDiedError", f"{type(error).__name__}: {text}")
-    return ChunkResult(chunk_key([planned.point_id]), tables_of([PointRows(None, [], row)]))
+def _hang(pool: Pool, handle: Any) -> ChunkHangsError:
+    pool.abandon(handle)
+    return ChunkHangsError("no answer within the deadline; its worker was killed")

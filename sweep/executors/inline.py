@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from sweep.executors.base import Chunk, ChunkResult, run_chunk
-from sweep.point import Context
+from sweep.worker import Chunk, ChunkResult, Job, run_chunk
 
 
 class InlinePool:
@@ -11,8 +10,8 @@ class InlinePool:
 
     slots = 1
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._chunks: dict[int, Chunk] = {}
         self._count = 0
 
@@ -23,7 +22,10 @@ class InlinePool:
 
     def wait(self, handles: Sequence[int], seconds: float) -> list[tuple[int, ChunkResult | Exception]]:  # noqa: ARG002
         first = min(handles)
-        return [(first, run_chunk(self._chunks.pop(first).points, self._context, "inline"))]
+        return [(first, run_chunk(self._chunks.pop(first), self._job, "inline"))]
+
+    def abandon(self, handle: int) -> None:
+        """Nothing runs beside this process."""
 
     def close(self, now: bool) -> None:
-        pass
+        """Nothing is open."""

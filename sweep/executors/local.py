@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from sweep.executors.base import Chunk, ChunkResult, run_chunk
-from sweep.point import Context
+from sweep.worker import Chunk, ChunkResult, Job, run_chunk
 
-_context: Context | None = None
+_job: Job | None = None
 
 
-def _start(context: Context) -> None:
-    """In a new worker: keep the context; leave Ctrl-C to the driver."""
-    global _context
+def _start(job: Job) -> None:
+    """In a new worker: keep the job; leave Ctrl-C to the driver."""
+    global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    _context = context
+    _job = job
 
 
 def _end_with_driver() -> None:
@@ -32,21 +31,21 @@ def _end_with_driver() -> None:
 
 
 def _run(chunk: Chunk) -> ChunkResult:
-    if _context is None:
-        raise RuntimeError("the worker was started without its context")
-    return run_chunk(chunk.points, _context, f"local-{os.getpid()}")
+    if _job is None:
+        raise RuntimeError("the worker was started without its job")
+    return run_chunk(chunk, _job, f"local-{os.getpid()}")
 
 
 class LocalPool:
     """A pool of worker processes; a pool that broke because a worker was killed is replaced by a new one."""
 
-    def __init__(self, context: Context, workers: int) -> None:
+    def __init__(self, job: Job, workers: int) -> None:
         self.slots = workers
-        self._context = context
+        self._job = job
         self._pool = self._new()
 
     def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), _start, (self._context,))
+        return ProcessPoolExecutor(self.slots, multiprocessing.get_context("spawn"), _start, (self._job,))
 
     def submit(self, chunk: Chunk) -> Future[ChunkResult]:
         try:
@@ -59,6 +58,12 @@ class LocalPool:
     def wait(self, handles: Sequence[Future[ChunkResult]], seconds: float) -> list[tuple[Future[ChunkResult], ChunkResult | Exception]]:
         ready, _ = wait(handles, seconds, FIRST_COMPLETED)
         return [(future, _outcome(future)) for future in ready]
+
+    def abandon(self, handle: Future[ChunkResult]) -> None:
+        """Kills every worker: which of them has the chunk is not known. The others' chunks fail with it, and are tried again."""
+        handle.cancel()
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
 
     def close(self, now: bool) -> None:
         workers = list((self._pool._processes or {}).values()) if now else []

@@ -1,4 +1,4 @@
-"""Ray: long-lived actors, a chunk of points per call. A local Ray of its own, or the cluster of an address.
+"""Ray: a task for each chunk of points. A local Ray of its own, or the cluster of an address.
 
 Token authentication is always on. Only this module imports ray.
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import EnvironmentProblemError
-from sweep.executors.base import Chunk, ChunkResult, run_chunk
-from sweep.point import Context
+from sweep.executors.cluster import CURE, OpenProbe, check_reachable, check_token_is_there
+from sweep.worker import Chunk, ChunkResult, Job, run_chunk
 
 OBJECT_STORE_BYTES = 128 << 20
+LARGE_BYTES = 1 << 30  # a chunk that needs so much memory is placed by it
 WAY_OUT = "use --executor local, which needs no Ray"
 
 
@@ -37,21 +38,42 @@ def token_path() -> Path:
     return path
 
 
-def _environment() -> None:
+def _environment(address: str | None) -> None:
     if "ray" not in sys.modules:  # read once, at import; a ray.init() without it switches tokens on by itself
         os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_AUTH_TOKEN" not in os.environ:
+    if address is not None:
+        check_token_is_there()
+    elif "RAY_AUTH_TOKEN" not in os.environ:
         token_path()
 
 
-def connect(address: str | None, workers: int) -> Any:
+def _check_token(address: str) -> None:
+    """The cluster takes our token. Raises EnvironmentProblemError."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    try:
+        GcsClient(address=address).internal_kv_get(b"faultsweep", namespace=b"probe", timeout=2)
+    except AuthenticationError:
+        raise EnvironmentProblemError(f"Ray at {address}: does not take the token of this machine; {CURE}") from None
+
+
+def connect(address: str | None, workers: int, insecure: bool = False) -> Any:
     """Import and start (or join) Ray. Raises EnvironmentProblemError that names the way out."""
-    _environment()
+    _environment(address)
+    probe = None
+    if address is not None:
+        check_reachable(address)
+        probe = None if insecure or address == "auto" else OpenProbe(address)
     try:
         import ray
 
+        if probe and address:
+            _check_token(address)
+            probe.check()
         if address is None:
             ray.init(
                 address="local",
@@ -73,52 +95,54 @@ def connect(address: str | None, workers: int) -> Any:
     return ray
 
 
-class _Worker:
-    """The actor: keeps the context, runs chunks."""
+_jobs: dict[str, Job] = {}  # of this worker process
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
 
-    def run(self, chunk: Chunk) -> ChunkResult:
-        return run_chunk(chunk.points, self._context, f"ray-{os.getpid()}")
+def _run(job: list[Any], chunk: Chunk) -> ChunkResult:
+    """In a worker: the job is fetched once for all its chunks."""
+    import ray
+
+    key = job[0].hex()
+    if key not in _jobs:
+        _jobs.clear()
+        _jobs[key] = ray.get(job[0])
+    return run_chunk(chunk, _jobs[key], f"ray-{os.uname().nodename}-{os.getpid()}")
 
 
 class RayPool:
-    """Actors that take chunks in turn; one that died is replaced."""
+    """Tasks of one CPU, which Ray's workers take in turn; they stay, with the compiled kernels in them. A chunk that needs much memory
+    is placed where so much is free, twice as much at the second attempt. Retries are the driver's business."""
 
-    def __init__(self, context: Context, workers: int, address: str | None = None) -> None:
-        self._ray = connect(address, workers)
-        self.slots = workers
-        self._context = self._ray.put(context)
-        self._actor_class = self._ray.remote(num_cpus=1, max_restarts=0)(_Worker)
-        self._actors = [self._actor_class.remote(self._context) for _ in range(workers)]
-        self._load = [0] * workers
-        self._owner: dict[Any, int] = {}
+    def __init__(self, job: Job, workers: int, address: str | None = None, insecure: bool = False) -> None:
+        self._ray = connect(address, workers, insecure)
+        self.slots = workers if address is None else max(1, int(self._ray.cluster_resources().get("CPU", workers)))
+        self._job = [self._ray.put(job)]
+        self._task = self._ray.remote(num_cpus=1, max_retries=0)(_run)
 
     def submit(self, chunk: Chunk) -> Any:
-        slot = self._load.index(min(self._load))
-        handle = self._actors[slot].run.remote(chunk)
-        self._owner[handle] = slot
-        self._load[slot] += 1
-        return handle
+        options = {"memory": chunk.nbytes * chunk.attempt} if chunk.nbytes >= LARGE_BYTES else {}
+        return self._task.options(**options).remote(self._job, chunk)
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[tuple[Any, ChunkResult | Exception]]:
         ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds)
         return [(handle, self._outcome(handle)) for handle in ready]
 
     def _outcome(self, handle: Any) -> ChunkResult | Exception:
-        slot = self._owner.pop(handle)
-        self._load[slot] -= 1
         try:
             result: ChunkResult = self._ray.get(handle)
             return result
-        except self._ray.exceptions.RayActorError as error:
-            self._actors[slot] = self._actor_class.remote(self._context)
-            return RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        except self._ray.exceptions.RayTaskError as error:
+            cause = getattr(error, "cause", None)
+            return cause if isinstance(cause, Exception) else RuntimeError(_first_line(error))
         except self._ray.exceptions.RayError as error:
-            return RuntimeError(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return RuntimeError(_first_line(error))
 
-    def close(self, now: bool) -> None:
-        for actor in self._actors if now else ():
-            self._ray.kill(actor)
+    def abandon(self, handle: Any) -> None:
+        self._ray.cancel(handle, force=True)
+
+    def close(self, now: bool) -> None:  # noqa: ARG002 - what still runs ends with the job
         self._ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sweep.dataset.files import publish, read_object
+from sweep.dataset.files import publish
 from sweep.dataset.read import Dataset
 from sweep.errors import DatasetError
 from sweep.record import read_study
@@ -91,24 +91,25 @@ def _spread(judged: Judged) -> str:
     )
 
 
-def build_report(root: Path) -> Report:
+def build_report(place: Path | str) -> Report:
     """Compute the report of a dataset and write DIR/report/index.html. Raises DatasetError."""
-    dataset = Dataset(root)
-    record = read_object(root / "study.json")
+    dataset = Dataset(place)
+    record = dataset.store.json("study.json")
     points = dataset.points()
     if points.empty:
-        raise DatasetError(f"{root}: holds no points yet; run the study first")
+        raise DatasetError(f"{place}: holds no points yet; run the study first")
     tables, claims = [general_table(points)], []
     if record["name"] == "thread" and (main := main_tables(points)):
         worlds = worlds_of(points, dataset.steps())
         claims = [judged for claim in CLAIMS if (judged := judge(claim, worlds)) is not None]
         tables = [*main, switch_table(worlds[0])]
-    if observations := read_study(root).observations:
+    if observations := read_study(dataset.store).observations:
         tables = [*(tables if claims else [figures_table(points, observations)]), observed_table(points, observations)]
-    sealed = dataset.store.sealed() or {}
+    seal = dataset.store.seal()
     digests: dict[str, str] = {"model_digest": str(record["model_digest"])}
-    digests |= {key: str(sealed[key]) for key in ("root_digest", "content_digest") if key in sealed}
-    report = Report(record["study"]["title"] or record["name"], root / "report" / "index.html", tables, claims, digests)
+    digests |= {"root_digest": seal.root_digest, "content_digest": seal.content_digest} if seal else {}
+    path = dataset.store.local_folder() / "report" / "index.html"
+    report = Report(record["study"]["title"] or record["name"], path, tables, claims, digests)
     publish(report.path, page(report).encode())
     return report
 
