@@ -43,8 +43,8 @@ def merge(places: Sequence[Path | str], out: Path | str) -> Merged:
         if record["model_digest"] != sources[0].json("study.json")["model_digest"]:
             raise DatasetError(f"{source.name}: was made by another model than {sources[0].name}; run one of them again")
     check_same_study(store, study)
-    store.prepare()
     with store.writing():
+        store.prepare()
         repair(store)
         for source in sources:
             _copy(source, store)

@@ -146,11 +146,9 @@ def run(study: Study | str | Path, out: str | Path | None = None, options: RunOp
     store = Store(place_of(out, study, options.new_version))
     kept = _checked(plan, prices.estimate(), options, store)
     chosen = chosen_of(kept, options.limit, options.shard)
-    store.prepare()
-    with store.writing() as alone:
+    with store.writing():
+        store.prepare()
         notes = [*study.notes, *(f"put aside: {text}" for text in repair(store))]
-        if alone:
-            store.remove_strays()
         done = done_now(plan, store, kept)
         left = chosen & ~done
         summary = RunSummary(study.name, store.place, int(chosen.sum()), int((chosen & done).sum()), notes=notes)

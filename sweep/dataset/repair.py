@@ -17,6 +17,8 @@ def repair(store: Store) -> list[str]:
         if bad := _damaged(store, commit.parts):
             told += _put_aside(store, bad)
             store.storage.remove(f"commits/{commit.key}.json")
+            for part in commit.parts:
+                store.storage.remove(part.path)
     if state.seal and (bad := _damaged(store, state.seal.parts)):
         told += _put_aside(store, bad)
         _keep_rest(store, state.seal, {part for part, _ in bad})

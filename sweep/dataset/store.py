@@ -8,10 +8,10 @@ write at once: they publish the same bytes under the same names, or the dataset 
 import fcntl
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,21 +63,30 @@ class Store:
             raise EnvironmentProblemError(f"{self.name}: cannot be used: {error.strerror}; choose another with --out") from None
 
     @contextmanager
-    def writing(self) -> Iterator[bool]:
-        """For the time of a run; says whether it is the only one that is known to write here (on this machine)."""
+    def writing(self) -> Iterator[None]:
+        """For the time of a run. One that begins while no other run of this machine writes here removes what dead ones left; others
+        wait for that. Raises EnvironmentProblemError."""
         if not isinstance(self.storage, LocalStorage):
-            yield False
+            yield
             return
-        self.storage.root.mkdir(parents=True, exist_ok=True)
-        with (self.storage.root / ".lock").open("a") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                alone = True
-                self.storage.remove_leftovers()
-            except OSError:
-                alone = False
-            fcntl.flock(file, fcntl.LOCK_SH)
-            yield alone
+                self.storage.root.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.storage.root / ".lock").open("a"))
+                self._tidy_alone(file, self.storage)
+                fcntl.flock(file, fcntl.LOCK_SH)
+            except OSError as error:
+                raise EnvironmentProblemError(f"{self.name}: cannot be used: {error.strerror}; choose another with --out") from None
+            yield
+
+    def _tidy_alone(self, file: IO[str], storage: LocalStorage) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        storage.remove_leftovers()
+        with suppress(DatasetError):  # of records that cannot be read: repair() comes first
+            self.remove_strays()
 
     def json(self, name: str) -> dict[str, Any]:
         """A JSON object of the dataset. Raises DatasetError."""
