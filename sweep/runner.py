@@ -284,8 +284,9 @@ def _commit_all(
     store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary, timings: Timings, verbose: bool
 ) -> None:
     for result in results:
-        check_visible(store, result)
-        store.commit(result.commit)
+        if not sealed_meanwhile(store, result):
+            check_visible(store, result)
+            store.commit(result.commit)
         summary.done += result.done
         summary.failed += result.failed
         timings.add(result)
@@ -293,6 +294,14 @@ def _commit_all(
         if verbose:
             seconds = int(result.wall_ns.sum()) / 1e9
             reporter.note(f"{result.commit.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}")
+
+
+def sealed_meanwhile(store: Store, result: ChunkResult) -> bool:
+    """Another run made the same parts, sealed the plan, and took them away."""
+    if all(store.storage.size(part.path) == part.nbytes for part in result.commit.parts):
+        return False
+    found = store.seal()
+    return found is not None and found.fits and found.plan == result.commit.plan
 
 
 def check_visible(store: Store, result: ChunkResult) -> None:
