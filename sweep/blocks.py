@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -91,10 +92,7 @@ class Block:
     @cached_property
     def product(self) -> int:
         """Combinations of all axes."""
-        total = 1
-        for length in self.shape:
-            total *= length
-        return total
+        return prod(self.shape)
 
     @cached_property
     def sampled(self) -> NDArray[np.int64] | None:
@@ -102,19 +100,20 @@ class Block:
 
     def size(self) -> int:
         """Points before `where`."""
-        if not self.sample:
-            return self.product
-        return len(self.sampled) if self.sampled is not None else 0
+        return self.product if self.sampled is None else len(self.sampled)
 
     def digits(self, index: int) -> tuple[int, ...]:
         """Which value of each axis."""
         if self.sampled is not None:
             return tuple(self.sampled[index].tolist())
-        found = []
-        for length in reversed(self.shape):
-            index, digit = divmod(index, length)
-            found.append(digit)
-        return tuple(reversed(found))
+        return self._decoded(index, range(len(self.axes)))
+
+    def _decoded(self, index: int, positions: Sequence[int]) -> tuple[int, ...]:
+        """Digits of a combination of some axes, the others 0."""
+        whole = [0] * len(self.axes)
+        for position in reversed(positions):
+            index, whole[position] = divmod(index, self.shape[position])
+        return tuple(whole)
 
     def values(self, digits: Sequence[int]) -> dict[str, Any]:
         """Parameters, those given alone."""
@@ -126,16 +125,9 @@ class Block:
     def point(self, digits: Sequence[int]) -> Point:
         return Point.model_construct(**self.values(digits))
 
-    @cached_property
-    def _base(self) -> dict[str, Any]:
-        return {**DEFAULTS, **self.fixed}
-
     def canonical(self, digits: Sequence[int]) -> dict[str, Any]:
         """Every parameter, as Point.values() gives them."""
-        values = dict(self._base)
-        for axis, digit in zip(self.axes, digits, strict=True):
-            for name, value in zip(axis.names, axis.values[digit], strict=True):
-                values[name] = value
+        values = {**DEFAULTS, **self.values(digits)}
         if values["cores"] is None:
             values["cores"] = values["vcpus"]
         return values
@@ -149,10 +141,7 @@ class Block:
         return name in self.fixed or any(name in axis.names for axis in self.axes)
 
     def combinations(self, positions: Sequence[int]) -> int:
-        total = 1
-        for i in positions:
-            total *= self.shape[i]
-        return total
+        return prod(self.shape[i] for i in positions)
 
     @cached_property
     def looked_at(self) -> tuple[int, ...]:
@@ -248,13 +237,7 @@ class Block:
         """Digits of at most so many combinations of some axes, the others 0: all of them, or evenly spread; of a sample, of its points."""
         total = self.size() if self.sampled is not None else self.combinations(positions)
         for number in spread(total, most):
-            if self.sampled is not None:
-                yield self.digits(number)
-                continue
-            index, whole = number, [0] * len(self.axes)
-            for position in reversed(positions):
-                index, whole[position] = divmod(index, self.shape[position])
-            yield tuple(whole)
+            yield self.digits(number) if self.sampled is not None else self._decoded(number, positions)
 
 
 def spread(total: int, most: int) -> Iterator[int]:

@@ -7,7 +7,7 @@ from kernels.spec import HostPmd, HostPte, Phase, Spte, SptePmd, Trace
 from sweep.dataset.store import Store
 from sweep.errors import UsageError
 from sweep.plan import Plan, PlannedPoint
-from sweep.point import Context, simulate_point
+from sweep.point import context_of, simulate_point
 from sweep.record import read_study
 from sweep.study import Study
 
@@ -49,7 +49,7 @@ def explain(place: Path | str, prefix: str, rows: int) -> Iterator[str]:
     """Lines of text: the point, its first `rows` events, its totals."""
     study, planned = find_point(place, prefix)
     try:
-        run = simulate_point(planned, Context(study.name, dict(study.workloads), dict(study.costs)), trace_rows=rows)
+        run = simulate_point(planned, context_of(study), trace_rows=rows)
     except (ValueError, RuntimeError) as error:  # what simulate() raises: the point has a row in `errors`, or cannot be traced
         raise UsageError(f"point {planned.point_id}: {error}") from None
     yield f"point {planned.point_id} replicate {planned.replicate}"

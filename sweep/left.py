@@ -35,7 +35,7 @@ def done_now(plan: Plan, store: Store, kept: Bools) -> Bools:
 
 def done_of(plan: Plan, store: Store, state: State, kept: Bools) -> Bools:
     """Indices whose points are in the dataset: by the records where they are of this very plan, else by the points' ids."""
-    if state.seal and state.seal.fits and state.seal.plan == plan.digest:
+    if state.seal and state.seal.completes(plan.digest):
         return kept.copy()
     done = np.zeros(plan.upper, np.bool_)
     known = [commit for commit in state.commits if commit.plan == plan.digest]

@@ -9,6 +9,7 @@ from kernels.steps import Khugepaged, Ksm, Touch
 from sweep.configs import CostFile, Workload
 from sweep.plan import PlannedPoint
 from sweep.steps import build_step
+from sweep.study import Study
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Context:
     def cost_digests(self) -> dict[str, str]:
         """Digest of each cost file's values, computed once."""
         return {name: file.digest() for name, file in self.costs.items()}
+
+
+def context_of(study: Study) -> Context:
+    return Context(study.name, dict(study.workloads), dict(study.costs))
 
 
 @dataclass(frozen=True)

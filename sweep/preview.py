@@ -22,7 +22,6 @@ SHOWN_POINTS = 3
 RUN_RECORD = re.compile(r"run-[0-9]+-[0-9]+\.json")
 COUNTED = 1_000_000  # indices; of a larger plan the points are estimated
 NOT_COUNTED = "so large a plan is not counted point by point: what where keeps is an estimate, what two blocks give counts twice"
-SEARCHED = 100_000  # indices, for the first and the last points
 
 
 def preview(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -154,7 +154,9 @@ def run(study: Study | str | Path, out: str | Path | None = None, options: RunOp
         summary = RunSummary(study.name, store.place, int(chosen.sum()), int((chosen & done).sum()), notes=notes)
         write_study(store, study, int(kept.sum()))
         if left.any():
-            _execute(store, Job(study, store.name), chunks_of(prices, kept, left), options, summary)
+            chunks = chunks_of(prices, kept, left)
+            check_budget(summary.left, sum(chunk.seconds for chunk in chunks), study, options)
+            _execute(store, Job(study, store.name), chunks, options, summary)
         if not summary.stopped_by and not summary.failed and not summary.left:
             summary.sealed = _seal(store, plan, study, kept)
     return summary
@@ -163,7 +165,7 @@ def run(study: Study | str | Path, out: str | Path | None = None, options: RunOp
 def _checked(plan: Plan, estimate: Estimate, options: RunOptions, store: Store) -> Bools:
     """The indices that are points, of a plan that is neither empty nor too much, before anything is made."""
     if not store.has("study.json"):
-        check_budget(estimate, plan.study, options)
+        check_budget(estimate.points, estimate.seconds, plan.study, options)
         check_space(estimate, options, store)
     kept = kept_of(plan)
     if not kept.any():
@@ -195,18 +197,18 @@ def check_options(options: RunOptions) -> None:
 def _seal(store: Store, plan: Plan, study: Study, kept: Bools) -> dict[str, Any] | None:
     """Seal what is complete, unless it is sealed already."""
     state = store.state()
-    if state.seal and state.seal.fits and state.seal.plan == plan.digest and not state.commits:
+    if state.seal and state.seal.completes(plan.digest) and not state.commits:
         return (clear_away(store, state.seal) if state.seal.absorbed else state.seal).as_json()
     if not np.array_equal(done_now(plan, store, kept), kept):
         return None  # other shards are to come
     return seal(store, plan.digest, study_digest(study)).as_json()
 
 
-def check_budget(estimate: Estimate, study: Study, options: RunOptions) -> None:
+def check_budget(points: int, seconds: float, study: Study, options: RunOptions) -> None:
     """Refuse what takes longer than the study's budget allows."""
-    if estimate.seconds > study.budget_cpu_hours * 3600 and not options.yes:
+    if seconds > study.budget_cpu_hours * 3600 and not options.yes:
         raise BudgetExceededError(
-            f"{estimate.points:,} points need about {human_time(estimate.seconds)} of CPU; the budget is "
+            f"{points:,} points need about {human_time(seconds)} of CPU; the budget is "
             f"{study.budget_cpu_hours:g} CPU hours (study.budget_cpu_hours); --yes goes on"
         )
 
@@ -284,8 +286,7 @@ def _commit_all(
     store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary, timings: Timings, verbose: bool
 ) -> None:
     for result in results:
-        if not sealed_meanwhile(store, result):
-            check_visible(store, result)
+        if is_visible(store, result):
             store.commit(result.commit)
         summary.done += result.done
         summary.failed += result.failed
@@ -296,19 +297,17 @@ def _commit_all(
             reporter.note(f"{result.commit.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}")
 
 
-def sealed_meanwhile(store: Store, result: ChunkResult) -> bool:
-    """Another run made the same parts, sealed the plan, and took them away."""
-    if all(store.storage.size(part.path) == part.nbytes for part in result.commit.parts):
+def is_visible(store: Store, result: ChunkResult) -> bool:
+    """The parts that a worker published are there. False: another run made them too, sealed the plan, and took them away.
+
+    Raises EnvironmentProblemError where a worker on another machine writes what the driver cannot read."""
+    gone = [part for part in result.commit.parts if store.storage.size(part.path) != part.nbytes]
+    if not gone:
+        return True
+    sealed = store.seal()
+    if sealed is not None and sealed.completes(result.commit.plan):
         return False
-    found = store.seal()
-    return found is not None and found.fits and found.plan == result.commit.plan
-
-
-def check_visible(store: Store, result: ChunkResult) -> None:
-    """A worker on another machine must write where the driver reads. Raises EnvironmentProblemError."""
-    for part in result.commit.parts:
-        if store.storage.size(part.path) != part.nbytes:
-            raise EnvironmentProblemError(
-                f"{store.name}: {part.path}, which {result.worker} published, is not to be seen from here; "
-                f"give --out on storage that all machines share, or a URL like s3://bucket/name"
-            )
+    raise EnvironmentProblemError(
+        f"{store.name}: {gone[0].path}, which {result.worker} published, is not to be seen from here; "
+        f"give --out on storage that all machines share, or a URL like s3://bucket/name"
+    )

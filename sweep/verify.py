@@ -12,7 +12,7 @@ from sweep.dataset.read import Dataset
 from sweep.dataset.store import once_each
 from sweep.left import done_now, kept_of
 from sweep.plan import Plan, PlannedPoint
-from sweep.point import Context, point_row, simulate_point, step_row
+from sweep.point import Context, context_of, point_row, simulate_point, step_row
 from sweep.record import read_study
 from sweep.schema import TABLES, to_table
 
@@ -41,7 +41,7 @@ def verify(place: Path | str, recompute: int = 0) -> Verdict:
     if missing or verdict.points < int(kept.sum()):
         verdict.wrong.append(f"{place}: {missing} of {int(kept.sum())} points are missing; run again to compute them")
     chosen = np.flatnonzero(done)
-    context = Context(plan.study.name, dict(plan.study.workloads), dict(plan.study.costs))
+    context = context_of(plan.study)
     for at in spread(len(chosen), recompute) if recompute else ():
         for _, planned in plan.at(chosen[at : at + 1]):
             verdict.wrong += _compare(str(place), planned, context, tables)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from sweep.dataset.records import Commit, runs_of
 from sweep.dataset.store import Store, chunk_key
 from sweep.plan import Int64s, Plan
-from sweep.point import Context, PointRows, error_row, run_point
+from sweep.point import Context, PointRows, context_of, error_row, run_point
 from sweep.schema import to_table
 from sweep.study import Study
 
@@ -53,7 +53,7 @@ class Job:
 
     @cached_property
     def context(self) -> Context:
-        return Context(self.study.name, dict(self.study.workloads), dict(self.study.costs))
+        return context_of(self.study)
 
     @cached_property
     def store(self) -> Store:
@@ -68,7 +68,7 @@ def tables_of(rows: list[PointRows]) -> dict[str, pa.Table]:
     }
 
 
-def run_chunk(chunk: Chunk, job: Job, worker: str, store: Store | None = None) -> ChunkResult:
+def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
     """Run the points of a chunk, one after the other, and publish their rows."""
     rows, wall, ids, failed = [], [], [], []
     for index, planned in job.plan.at(chunk.indices):
@@ -78,7 +78,7 @@ def run_chunk(chunk: Chunk, job: Job, worker: str, store: Store | None = None) -
         ids.append(planned.point_id)
         if rows[-1].error is not None:
             failed.append(index)
-    commit = published(store or job.store, job.plan, chunk, rows, ids, failed)
+    commit = published(job.store, job.plan, chunk, rows, ids, failed)
     return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), np.array(wall, np.int64), worker, chunk.attempt)
 
 

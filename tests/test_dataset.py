@@ -11,13 +11,14 @@ from pathlib import Path
 from random import Random
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import sweep
 from sweep.dataset.storage import TEMP_PREFIX
 from sweep.dataset.store import Store
-from sweep.errors import DatasetError, NondeterminismError, UsageError
+from sweep.errors import BudgetExceededError, DatasetError, NondeterminismError, UsageError
 from sweep.export import export
 from sweep.merge import merge
 from sweep.runner import RunOptions
@@ -34,6 +35,12 @@ def run(study: Path, out: Path, **options: object) -> sweep.RunSummary:
 def files_of(out: Path) -> dict[str, bytes]:
     """Data files by name: what sealing must make identical."""
     return {str(path.relative_to(out)): path.read_bytes() for table in ("points", "steps", "errors") for path in (out / table).glob("*")}
+
+
+def forged(rows: pa.Table) -> pa.Table:
+    """The same points with other counts."""
+    column = rows.schema.get_field_index("pf_taken")
+    return rows.set_column(column, rows.schema.field(column), [[n + 1 for n in rows.column(column).to_pylist()]])
 
 
 @pytest.fixture
@@ -116,6 +123,14 @@ def test_another_study_or_seed_is_refused_with_both_digests(study_file: Path, re
     assert files_of(reference) == before
 
 
+def test_what_an_extension_adds_has_to_fit_the_budget(study_file: Path, reference: Path) -> None:
+    text = study_file.read_text().replace("replicates = 2", "replicates = 3\nbudget_cpu_hours = 1e-9")
+    study_file.write_text(text)
+    with pytest.raises(BudgetExceededError, match="12 points need about"):
+        run(study_file, reference)
+    assert run(study_file, reference, yes=True).done == 12
+
+
 def test_new_version_makes_a_sibling(study_file: Path, reference: Path) -> None:
     study_file.write_text(study_file.read_text().replace("seed = 5", "seed = 6"))
     made = run(study_file, reference, new_version=True)
@@ -187,14 +202,12 @@ def test_verify_finds_a_value_that_the_model_does_not_give(study_file: Path, tmp
     run(study_file, out, limit=1)
     store = Store(out)
     table = store.read("points")
-    column = table.schema.get_field_index("pf_taken")
-    forged = table.set_column(column, table.schema.field(column), [[table.column(column)[0].as_py() + 1]])
     key = next((out / "commits").glob("*.json")).stem
     before = store.state().commits[0]
     for part in before.parts:
         store.storage.remove(part.path)
     store.storage.remove(f"commits/{key}.json")
-    parts = store.publish(key, {"points": forged, "steps": store.read("steps", state=State(None, ()))})
+    parts = store.publish(key, {"points": forged(table), "steps": store.read("steps", state=State(None, ()))})
     store.commit(replace(before, parts=parts))
     assert any("differs from what the model gives" in line for line in verify(out, recompute=1).wrong)
 
@@ -262,12 +275,10 @@ def test_rows_of_another_model_stop_the_run(study_file: Path, tmp_path: Path) ->
     run(study_file, out, limit=3)
     store = Store(out)
     table = store.read("points")
-    column = table.schema.get_field_index("pf_taken")
-    forged = table.set_column(column, table.schema.field(column), [[n + 1 for n in table.column(column).to_pylist()]])
     key = store.state().commits[0].key
     with pytest.raises(NondeterminismError, match="other rows before"):
-        store.publish(key, {"points": forged})
-    store.commit(Commit("another", store.publish("another", {"points": forged})))
+        store.publish(key, {"points": forged(table)})
+    store.commit(Commit("another", store.publish("another", {"points": forged(table)})))
     with pytest.raises(NondeterminismError, match="made twice and differ"):
         run(study_file, out)
 
@@ -368,11 +379,9 @@ def test_overlapping_points_that_disagree_are_not_merged(study_file: Path, tmp_p
     commit = store.state().commits[0]
     part = next(part for part in commit.parts if part.table == "points")
     table = store.read_part(part).cast(arrow_schema("points"))
-    column = table.schema.get_field_index("pf_taken")
-    forged = table.set_column(column, table.schema.field(column), [[n + 1 for n in table.column(column).to_pylist()]])
     store.storage.remove(part.path)
     store.storage.remove(f"commits/{commit.key}.json")
-    store.commit(replace(commit, parts=(*store.publish(commit.key, {"points": forged}), *(p for p in commit.parts if p != part))))
+    store.commit(replace(commit, parts=(*store.publish(commit.key, {"points": forged(table)}), *(p for p in commit.parts if p != part))))
     with pytest.raises(NondeterminismError):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 

@@ -66,6 +66,10 @@ class Seal:
         """Its root digest is that of the parts it names."""
         return self.root_digest == root_digest(self.parts)
 
+    def completes(self, plan: str) -> bool:
+        """All points of the plan of that digest are in it."""
+        return self.fits and self.plan == plan
+
     def as_json(self) -> dict[str, Any]:
         return {
             "parts": [part.as_json() for part in self.parts],
