@@ -28,6 +28,7 @@ from kernels.state import Env, Machine, guest_region, host_state, lookup, set_sp
 
 ABSENT, WRITABLE = np.int64(Spte.N), np.int64(Spte.RW)
 ONE, MANY = np.int64(1), np.int64(PMD_PAGES)
+NO_PAGE = np.int64(-1)
 FOUR_K, TWO_M, ONE_G = np.int64(0), np.int64(PMD_ORDER), np.int64(PUD_ORDER)
 
 
@@ -108,7 +109,7 @@ def largest_order(m: Machine, page: int, limit: int) -> int:
     order = min(limit, m.vm[Vm.HOST_ORDER] if lookup(HOST_LEAF, host_state(m, page)) else FOUR_K)
     if order == ONE_G and not fits_slot(m, page, ONE_G):
         order = TWO_M
-    return FOUR_K if order == TWO_M and not fits_slot(m, page, TWO_M) else order
+    return order if fits_slot(m, page, TWO_M) else FOUR_K
 
 
 @jit
@@ -283,17 +284,17 @@ def prefetch_neighbours(m: Machine, env: Env, page: int) -> None:
     shift = m.vm[Vm.SHIFT]
     first = shift + ((page - shift) & ~(PREFETCH_PAGES - 1))
     direct = env.setup[Setup.DIRECT]
-    start = np.int64(-1)
+    start = NO_PAGE
     for p in range(first, first + PREFETCH_PAGES):
         if p < slot_end(m) and spte(m, p) != Spte.N:
-            if start >= 0 and fill_run(m, env, start, p) == 0:
+            if start != NO_PAGE and fill_run(m, env, start, p) == 0:
                 return
-            start = np.int64(-1)
+            start = NO_PAGE
         elif direct:
-            start = p if start < 0 else start
+            start = p if start == NO_PAGE else start
         elif fill_run(m, env, p, p + 1) == 0:
             return
-    if start >= 0:
+    if start != NO_PAGE:
         fill_run(m, env, start, first + PREFETCH_PAGES)
 
 

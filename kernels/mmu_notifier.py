@@ -75,7 +75,7 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
     targets = NOTHING
     now = m.cpu[actor, Cpu.TIME]
     for other in range(m.vm[Vm.ACTORS]):
-        if other != actor and in_guest(m, other, now):
+        if in_guest(m, other, now):
             kick(m, env, other, now)
             targets += 1
     if targets > 0:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kernels.contention import add_traffic
 from kernels.cost import Cost
-from kernels.draws import SALT_THP, THP_KEY, draw
+from kernels.draws import SALT_THP, THP_KEY, draw, drawn_below
 from kernels.jit import jit, shared
 from kernels.memory import drop_page, take_huge, take_page, take_thp
 from kernels.policy import Behaviour
@@ -179,8 +179,7 @@ def region_bytes(m: Machine) -> int:
 @jit
 def thp_fails(env: Env, region: int) -> bool:
     """The 2M allocation for that region fails: a draw of the step, the same in every configuration."""
-    bits = draw(env.stream[Stream.KEY] ^ THP_KEY, SALT_THP, region)
-    return np.int64(bits >> np.uint64(11)) < env.setup[Setup.THP_FAILURE_CUT]
+    return drawn_below(draw(env.stream[Stream.KEY] ^ THP_KEY, SALT_THP, region), env.setup[Setup.THP_FAILURE_CUT])
 
 
 @jit
@@ -198,11 +197,11 @@ def is_last_subpage(m: Machine, env: Env, page: int) -> bool:
 @jit
 def settle_action(m: Machine, env: Env, page: int, action: int, write: int) -> int:
     """The action, or what the fault does instead: no huge page can be had, or a page need not be copied."""
-    if action == Action.COPY_4K and is_last_subpage(m, env, page):
+    if is_last_subpage(m, env, page):
         return Action.REUSE_4K
     needs_thp = action == Action.ALLOC_THP or action == Action.ALLOC_SHMEM_THP or action == Action.THP_FOR_HUGE_ZERO
     region = host_region(m, page)
-    if not needs_thp or env.setup[Setup.THP_FAILURE_CUT] == 0 or not thp_fails(env, region):
+    if not needs_thp or not thp_fails(env, region):
         return action
     if action != Action.ALLOC_SHMEM_THP:
         m.counters[Counter.THP_FAULT_FALLBACK] += 1
@@ -376,7 +375,7 @@ def split_region(m: Machine, region: int, pte: int) -> None:
 @jit
 def replace_pte(m: Machine, page: int, action: int, old: int) -> bool:
     """wp_page_copy() under the page-table lock: pte_same()?"""
-    if host_state(m, page) != HostPmd.TBL or host_pte(m, page) != old:
+    if host_pte(m, page) != old:
         if action == Action.COW_4K:
             m.counters[Counter.BYTES_CLEARED_WASTED] += PAGE_BYTES
         return False

@@ -37,6 +37,7 @@ FILES = (
     "test_host_calls",
     "test_levels",
     "test_daemons",
+    "test_rare_states",
     "test_many_vcpus",
     "test_contention",
     "test_kernel_cases",
