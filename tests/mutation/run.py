@@ -49,6 +49,7 @@ QUICK_S = 0.015
 LONGEST_S = 3.0  # of a life; the few that take longer are left out
 LONGEST_TEST_S = 6.0
 PATIENCE_S = 5.0  # of CPU, and ten times what the unchanged model took; a mutant that takes longer hangs, and is dead
+COLLECTION_S = 20.0  # until pytest has found the tests
 AIM = 0.95
 VERDICTS = ("", "lives", "tests")
 CRASHED = 99
@@ -223,6 +224,17 @@ def be_patient(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, PATIENCE_S + 10 * seconds)
 
 
+@dataclass
+class Patient:
+    """A pytest plugin: patience with each test anew."""
+
+    seconds: dict[str, float]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        be_patient(self.seconds[item.nodeid])
+
+
 def judge(number: int, mutant: Mutant, lives: Sequence[Probe], tests: Sequence[Probe]) -> int:
     """Index of the verdict. Changes the model of this process."""
     warnings.simplefilter("ignore")
@@ -230,8 +242,9 @@ def judge(number: int, mutant: Mutant, lives: Sequence[Probe], tests: Sequence[P
     if a_life_differs(life for life in lives if number in life.meets):
         return VERDICTS.index("lives")
     chosen = [test for test in tests if number in test.meets or not mutant.function]
-    be_patient(sum(test.seconds for test in chosen))
-    return VERDICTS.index("tests" if chosen and not run_tests([test.what for test in chosen]) else "")
+    be_patient(COLLECTION_S)
+    patient = Patient({test.what: test.seconds for test in chosen})
+    return VERDICTS.index("tests" if chosen and not run_tests([test.what for test in chosen], plugins=[patient]) else "")
 
 
 def verdict(status: int) -> str:
