@@ -17,6 +17,7 @@ from contextlib import suppress
 PAGE, PMD_BYTES = 4096, 2 << 20
 EVERY = 8 * PAGE  # between loads: shadow paging maps up to eight neighbours with a page
 EXITS = 500
+MAX_SIGNALS = 1000
 POPULATE_WRITE = 23  # linux/mman.h
 
 # linux/kvm.h
@@ -74,6 +75,15 @@ def own_tables() -> bytes:
 
 def address_of(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def run_until_exit(vcpu: int) -> None:
+    """KVM_RUN, again after a signal."""
+    for _ in range(MAX_SIGNALS):
+        with suppress(InterruptedError):
+            fcntl.ioctl(vcpu, RUN, 0)
+            return
+    raise GuestError(f"the guest was interrupted {MAX_SIGNALS} times")
 
 
 class Guest:
@@ -135,7 +145,7 @@ class Guest:
         registers[8], registers[16], registers[17] = times, code, 2
         fcntl.ioctl(self._vcpu, SET_REGS, struct.pack("<18Q", *registers))
         start = time.thread_time_ns()
-        fcntl.ioctl(self._vcpu, RUN, 0)
+        run_until_exit(self._vcpu)
         ns = time.thread_time_ns() - start
         reason = struct.unpack_from("<I", self._run, EXIT_REASON_AT)[0]
         address = struct.unpack_from("<Q", self._run, MMIO_ADDRESS_AT)[0]

@@ -14,7 +14,7 @@ def run_script(name: str, *arguments: int) -> dict[str, float]:
     """What the script prints: figures by name. Raises UnavailableError, DiscardedRunError with what it says is wrong."""
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name(name)), *map(str, arguments)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise DiscardedRunError(f"{name} took more than {SECONDS:.0f} s") from None
     try:
