@@ -156,6 +156,11 @@ def test_every_cost_is_made_of_something_timed_or_says_why_it_cannot_be() -> Non
     assert sorted(q.name for q in probed) == sorted(q.name for q in Quantity)
 
 
+def test_the_page_names_every_cost_that_is_measured() -> None:
+    text = (config_root().parent / "docs" / "calibrate.md").read_text()
+    assert not [cost.name for cost in RECIPES if f"`{cost.name.lower()}`" not in text]
+
+
 def test_a_fault_that_clears_is_its_time_less_clearing_with_both_spreads() -> None:
     told = derived(COW_FAULT=2000.0, CLEAR=350.0).outcome(Cost.COW_4K_NS)
     assert told.figure == pytest.approx((1650, 1650 - math.hypot(3, 3), 1650 + math.hypot(3, 3)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from sweep.provenance import THP, cpu_model, thp_state
 
 CPUS = Path("/sys/devices/system/cpu")
+MODULES = Path("/sys/module")
 HUGETLB = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
@@ -86,9 +87,17 @@ def is_virtual() -> bool:
     return "hypervisor" in flags.split()
 
 
+def kvm_mmu() -> str:
+    """How KVM maps guests here, by the parameters of its modules: a fault of a guest costs accordingly."""
+    if not Path("/dev/kvm").exists():
+        return "no KVM"
+    nested = {"EPT": MODULES / "kvm_intel/parameters/ept", "NPT": MODULES / "kvm_amd/parameters/npt"}
+    return f"KVM with {next((name for name, path in nested.items() if read_text(path) in ('Y', '1')), 'shadow paging')}"
+
+
 def description() -> str:
-    """CPU, kernel, settings of huge pages, virtual or not; no name of the machine."""
+    """CPU, kernel, KVM, settings of huge pages, virtual or not; no name of the machine."""
     kind = "virtual machine" if is_virtual() else "no virtual machine"
     settings = [f"THP {name} {chosen(THP / name) or value}" for name, value in thp_state().items()]
     count = len(os.sched_getaffinity(0))
-    return ", ".join([cpu_model() or platform.machine(), f"{count} CPUs", f"Linux {platform.release()}", kind, *settings])
+    return ", ".join([cpu_model() or platform.machine(), f"{count} CPUs", f"Linux {platform.release()}", kind, kvm_mmu(), *settings])
