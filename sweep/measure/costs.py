@@ -99,19 +99,24 @@ class Derivation:
         """By the first recipe whose sum is there and above 0."""
         if cost in UNTOLD:
             return Outcome(None, 0, UNTOLD[cost])
-        tried = [self._try(terms) for terms in RECIPES[cost]]
+        tried = [self._try(cost, terms) for terms in RECIPES[cost]]
         return next((outcome for outcome in tried if outcome.figure), tried[0])
 
-    def _try(self, terms: Recipe) -> Outcome:
+    def _try(self, cost: Cost, terms: Recipe) -> Outcome:
         timed = [term.of for term in terms if isinstance(term.of, Quantity)]
         missing = next((self.samples[quantity] for quantity in timed if self.samples[quantity].figure() is None), None)
         if missing is not None:
             return Outcome(None, 0, missing.reason())
         figure = combined(self._atoms(terms).values())
+        words = [self._words(term) for term in terms]
         if round(figure.value) < 1:
-            return Outcome(None, 0, f"its parts differ by {figure.value:.0f} ns ({figure.low:.0f} ... {figure.high:.0f}), which is no time")
+            sum_of = f"{figure.value:.0f} ns ({figure.low:.0f} ... {figure.high:.0f})"
+            if not 1 <= figure.high < self.kept(cost).low:
+                return Outcome(None, 0, f"its parts make {sum_of}, which is no time")
+            words.append(f"{sum_of}, too little to tell, but less than the {self.base.name} range")
+            figure = figure._replace(value=1.0)
         runs = min(len(self.samples[quantity].runs) for quantity in timed)
-        return Outcome(figure, runs, f"median of {runs} runs: {'; '.join(self._words(term) for term in terms)}")
+        return Outcome(figure, runs, f"median of {runs} runs: {'; '.join(words)}")
 
     def _atoms(self, terms: Recipe) -> dict[Quantity | Cost, tuple[float, Figure]]:
         """The sum written out in what was timed and what was kept, each once: (weight, figure)."""
@@ -128,7 +133,7 @@ class Derivation:
             return {part: (1.0, figure)}
         if self.outcome(part).figure is None:
             return {part: (1.0, self.kept(part))}
-        return self._atoms(next(terms for terms in RECIPES[part] if self._try(terms).figure))
+        return self._atoms(next(terms for terms in RECIPES[part] if self._try(part, terms).figure))
 
     def kept(self, cost: Cost) -> Figure:
         """Value and range of the file that the measurement starts from."""

@@ -80,6 +80,7 @@ def huge_zero_pages(size: int) -> Found:
     need_thp(zero_page=True)
     regions = size // PMD_BYTES
     with Region(size, mmap.MADV_HUGEPAGE) as region:
+        region.recycle()
         mapped = region.ns_per_fault(POPULATE_READ, regions)
         region.expect_huge(0)
         splits = vm_counter("thp_split_pmd")

@@ -26,15 +26,13 @@ from sweep.measure.processes import process_probes
 from sweep.measure.sampling import Probe, Sample, sampled
 from sweep.measure.threads import thread_probes
 from sweep.provenance import package_versions
-from sweep.quantity import human_size, parse_size
+from sweep.quantity import format_size, human_size, parse_size
 
 MAX_SECONDS = 3600.0
 PARTS = 8  # of the memory that may be used: one is a region, of which a probe has three at most
 MIN_MEMORY, MAX_MEMORY = PARTS * PMD_BYTES, 1 << 40
 NO_COSTS = (Quantity.USER_FAULT, Quantity.COPY_FAULT)  # timed for comparison
-METHOD = (
-    "medians of runs in fresh mappings, kinds in turns; a run whose page faults are not those meant is discarded; CPU time of a thread, {}"
-)
+METHOD = "medians of runs in fresh mappings of {}, kinds in turns; a run with other faults than meant is discarded; CPU time of a thread {}"
 SPREAD = "a range is the quartiles of the runs; of a sum, the roots of the parts' squares"
 
 
@@ -139,9 +137,10 @@ def measurement(options: MeasureOptions, derivation: Derivation, alone: bool) ->
     outcomes = derivation.outcomes()
     if not any(outcome.figure for outcome in outcomes.values()):
         raise EnvironmentProblemError(f"nothing could be measured here: {outcomes[Cost.ZERO_MAP_NS].how}; give more --seconds")
+    where = "on one CPU" if alone else "on any CPU, since none may be chosen"
     about = {
         "machine": description(),
-        "method": f"{METHOD.format('on one CPU' if alone else 'on any CPU, since none may be chosen')}; {SPREAD}",
+        "method": f"{METHOD.format(format_size(options.region_bytes()), where)}; {SPREAD}",
         "date": date.today().isoformat(),
         "source": f"faultsweep {package_versions().get('faultsweep', '')} calibrate",
         "minor_fault": f"{Quantity.USER_FAULT.value}: {_words(derivation.samples[Quantity.USER_FAULT])}; no cost of the model",

@@ -17,6 +17,8 @@ def run_script(name: str, *arguments: int) -> dict[str, float]:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise DiscardedRunError(f"{name} took more than {SECONDS:.0f} s") from None
+    except OSError as error:
+        raise UnavailableError(f"no process for {name}: {error.strerror}") from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
