@@ -26,7 +26,7 @@ from sweep.measure.figures import Figure, Quantity, combined, figure_of
 from sweep.measure.loops import PAGE
 from sweep.measure.machine import cpus, pinned
 from sweep.measure.memory import clearing_and_copying, memory_probes
-from sweep.measure.processes import guest_exits, guest_faults, process_probes
+from sweep.measure.processes import forks, guest_exits, guest_faults, process_probes
 from sweep.measure.region import POPULATE_WRITE, Region, timed
 from sweep.measure.run import NO_COSTS, MeasureOptions
 from sweep.measure.sampling import MIN_RUNS, RUNS, DiscardedRunError, Probe, Sample, UnavailableError, sampled
@@ -418,6 +418,17 @@ def test_a_guest_takes_a_fault_for_each_load_where_there_is_kvm() -> None:
     except UnavailableError as error:
         pytest.skip(str(error))
     assert found[Quantity.GUEST_FAULT] > 0
+
+
+def test_after_a_fork_the_interpreters_few_faults_are_let_pass_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = SMALL // PAGE
+    answer = {"copies": pages + 1, "reuses": pages, "fork_ns": 2e5, "fork_entry_ns": 25.0, "copy_ns": 1900.0, "reuse_ns": 140.0}
+    monkeypatch.setattr("sweep.measure.processes.run_script", lambda *_: answer)
+    assert forks(SMALL)[Quantity.COPY_FAULT] == 1900
+    for wrong in (pages - 1, pages + 9):
+        answer["copies"] = wrong
+        with pytest.raises(DiscardedRunError, match="beside those of memory that was shared"):
+            forks(SMALL)
 
 
 def test_an_exit_counts_only_if_kvm_counted_it_and_it_is_cheaper_than_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
