@@ -1,12 +1,12 @@
-"""`faultsweep calibrate --from FILE`: a cost file fitted to observed rates, and what those say about each cost."""
+"""`faultsweep calibrate`: costs measured on this machine, or with `--from FILE` fitted to observed rates, and what those say of each."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,12 +19,15 @@ from sweep.files import nearest
 from sweep.fit import Bounds, Fit, Floats, Rates, Sum, fit
 from sweep.observations import Observation, load_observations
 
+if TYPE_CHECKING:
+    from sweep.measure.run import Measurement
+
 VAGUE = 0.6  # a relative error from which on none is shown
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """What to fit, to which rows, and where the result goes."""
+    """What to fit, to which rows, and where the result goes; without `source`, how much measuring may use."""
 
     source: str | None = None  # --from
     out: Path | None = None
@@ -35,6 +38,9 @@ class CalibrateOptions:
     hold: Sequence[str] = ()
     note: str = ""
     leave_one_out: bool = False
+    seconds: float | None = None
+    memory: str | None = None
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,29 @@ def _sum_text(total: Sum, cost: Cost) -> str:
     return f"only the sum {' + '.join(terms)} = {total.ns:,.0f}: {known}{error}"
 
 
-def calibrate(options: CalibrateOptions) -> Calibration:
-    """Fit, and write the cost file if a place for it is given. Raises UsageError, StudyError, EnvironmentProblemError."""
-    if options.source is None:
-        raise UsageError("calibrate: --from FILE is needed, a CSV file of observed rates; this version does not measure this machine")
-    base = load_costs(options.costs, Path())
+FIT_ONLY = {"hosts": "--host", "cases": "--case", "widen": "--widen", "hold": "--hold", "leave_one_out": "--leave-one-out"}
+MEASURE_ONLY = {"seconds": "--seconds", "memory": "--memory"}
+
+
+def calibrate(options: CalibrateOptions) -> "Calibration | Measurement":
+    """Measure or fit, and write the cost file if a place for it is given. Raises UsageError, StudyError, EnvironmentProblemError."""
+    fits = options.source is not None
+    for name, flag in (MEASURE_ONLY if fits else FIT_ONLY).items():
+        if getattr(options, name):
+            raise UsageError(f"{flag} is of no use {'with' if fits else 'without'} --from; leave it out")
     _check_out(options)
-    rows = chosen(load_observations(options.source, Path()), options)
+    if fits:
+        return fit_costs(options)
+    from sweep.measure.run import MeasureOptions, measure  # numba comes with it, which a fit does without
+
+    limits = {name: getattr(options, name) for name in MEASURE_ONLY if getattr(options, name) is not None}
+    return measure(MeasureOptions(options.out, options.costs, options.note, say=options.say, **limits))
+
+
+def fit_costs(options: CalibrateOptions) -> Calibration:
+    """A fit to the rows of `options.source`. Raises UsageError, StudyError, EnvironmentProblemError."""
+    base = load_costs(options.costs, Path())
+    rows = chosen(load_observations(str(options.source), Path()), options)
     bounds, widened = ranges_of(base, options.widen)
     held = frozenset(_cost(name, "--hold") for name in options.hold)
     if held & set(widened):
@@ -175,7 +197,7 @@ def _check_out(options: CalibrateOptions) -> None:
     if options.out.is_dir() or not options.out.resolve().parent.is_dir():
         raise UsageError(f"-o {options.out}: no file can be written there; make the folder first, or give another name")
     if options.costs.partition("@")[0].endswith(".toml") and options.out.resolve() == Path(options.costs.partition("@")[0]).resolve():
-        raise UsageError(f"-o {options.out}: is the file that the fit starts from; give another name")
+        raise UsageError(f"-o {options.out}: is the file that it starts from; give another name")
 
 
 def chosen(rows: Sequence[Observation], options: CalibrateOptions) -> tuple[Observation, ...]:

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -260,7 +261,7 @@ def explain(
 
 @app.command()
 def calibrate(
-    source: Annotated[str | None, typer.Option("--from", help="observed rates: a .csv file, or a name in configs/observations")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="fit to rates: a .csv file, or a name in configs/observations")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="cost file to write (TOML)")] = None,
     costs: Annotated[str, typer.Option(help="cost file to start from: values, ranges")] = "default",
     hosts: Annotated[list[str] | None, typer.Option("--host", help="rows whose case begins so")] = None,
@@ -269,15 +270,17 @@ def calibrate(
     hold: Annotated[list[str] | None, typer.Option("--hold", help="a cost that stays as it is")] = None,
     note: Annotated[str, typer.Option(help="what the fit leaves unexplained; goes into the file")] = "",
     leave_one_out: Annotated[bool, typer.Option("--leave-one-out", help="predict each row from a fit to the others")] = False,
+    seconds: Annotated[float | None, typer.Option(help="time that measuring may take; default 60")] = None,
+    memory: Annotated[str | None, typer.Option(help="memory that measuring may use; default 512MiB")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the costs of a host to observed rates. Example: faultsweep calibrate --from published-rates --host houghton -o mine.toml"""
+    """Measure this machine's costs, or fit a host's to observed rates (--from). Example: faultsweep calibrate -o mine.toml"""
     from sweep.calibrate import CalibrateOptions
-    from sweep.calibrate import calibrate as fit_costs
+    from sweep.calibrate import calibrate as cost_file
 
-    options = CalibrateOptions(source, out, costs, hosts or (), cases or (), widen or (), hold or (), note, leave_one_out)
-    fitted = fit_costs(options)
-    _print_json(fitted.as_json()) if as_json else print(fitted.as_text())
+    fitting = (costs, hosts or (), cases or (), widen or (), hold or (), note, leave_one_out)
+    made = cost_file(CalibrateOptions(source, out, *fitting, seconds, memory, partial(print, file=sys.stderr)))
+    _print_json(made.as_json()) if as_json else print(made.as_text())
 
 
 @app.command()

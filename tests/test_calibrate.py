@@ -325,7 +325,7 @@ def test_the_command_prints_rows_and_costs_and_writes_a_file_that_loads(tmp_path
 def test_what_the_command_refuses(tmp_path: Path, rates: Path, faultsweep: Command) -> None:
     ready = ("calibrate", "--from", rates, "--host", "lab")
     wrong: list[tuple[tuple[object, ...], str]] = [
-        (("calibrate", "-o", "x.toml"), "does not measure this machine"),
+        ((*ready, "--seconds", "5"), "--seconds is of no use with --from"),
         (("calibrate", "--from", rates), "several hosts"),
         (("calibrate", "--from", rates, "--host", "none"), "no row's case matches none*"),
         ((*ready, "--costs", "nosuch"), "nosuch"),

@@ -1,0 +1,28 @@
+"""Runs a script of this package in a small process: what a fork or a guest costs does not depend on what Python has loaded here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from sweep.measure.sampling import DiscardedRunError, UnavailableError
+
+SECONDS = 20.0  # more than any run takes
+
+
+def run_script(name: str, *arguments: int) -> dict[str, float]:
+    """What the script prints: figures by name. Raises UnavailableError, DiscardedRunError with what it says is wrong."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name(name)), *map(str, arguments)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise DiscardedRunError(f"{name} took more than {SECONDS:.0f} s") from None
+    except OSError as error:
+        raise UnavailableError(f"no process for {name}: {error.strerror}") from None
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise UnavailableError(f"{name} ended with status {done.returncode}: {done.stderr.strip()[-200:]!r}") from None
+    if "unavailable" in answer:
+        raise UnavailableError(answer["unavailable"])
+    return {str(key): float(value) for key, value in answer.items()}
