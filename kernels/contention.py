@@ -82,27 +82,20 @@ def own_work(m: Machine, env: Env, actor: int, ns: int) -> int:
 
 
 @jit
-def open_stream(m: Machine, env: Env, actor: int) -> None:
-    """The event's traffic shares the host's bandwidth with the streams in flight."""
+def move_memory(m: Machine, env: Env, actor: int) -> None:
+    """The event's traffic goes over the memory bus: after what is on its way there, or beside it with its share of the bandwidth."""
     vm = m.vm
     if vm[Vm.TRAFFIC] == 0:
         return
-    vm[Vm.STREAMS] += 1
-    m.cpu[actor, Cpu.STREAMING] = 1
+    now = m.cpu[actor, Cpu.TIME]
     alone = env.costs[Cost.MEMORY_2M_NS] * (vm[Vm.TRAFFIC] >> PAGE_SHIFT) >> PMD_ORDER
-    wait = max(0, vm[Vm.STREAMS] * alone - own_work(m, env, actor, vm[Vm.TRAFFIC_NS]))
+    vm[Vm.MEMORY_FREE] = max(vm[Vm.MEMORY_FREE], now) + alone
+    through = min((vm[Vm.CPUS] + vm[Vm.DAEMONS]) * alone, vm[Vm.MEMORY_FREE] - now)
+    wait = max(0, through - own_work(m, env, actor, vm[Vm.TRAFFIC_NS]))
     vm[Vm.TRAFFIC] = 0
     vm[Vm.TRAFFIC_NS] = 0
     vm[Vm.DELAY] += wait
     m.counters[Counter.BANDWIDTH_WAIT_NS] += wait
-
-
-@jit
-def close_stream(m: Machine, actor: int) -> None:
-    """The actor's next event: its stream is over."""
-    if m.cpu[actor, Cpu.STREAMING]:
-        m.cpu[actor, Cpu.STREAMING] = 0
-        m.vm[Vm.STREAMS] -= 1
 
 
 @jit

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from kernels.contention import close_stream
 from kernels.cost import Cost
 from kernels.draws import SALT_ACTOR, actor_key, draw
 from kernels.jit import jit, shared
@@ -109,7 +108,6 @@ def end_slice(m: Machine, env: Env, actor: int) -> None:
         c[Cpu.SLICE_END] = NEVER
         vm[Vm.ENDLESS] = 1
         return
-    close_stream(m, actor)
     if in_guest(m, actor, now):
         m.counters[Counter.EXITS] += 1
         c[Cpu.PML] = 0

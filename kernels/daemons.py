@@ -16,7 +16,7 @@ from kernels.calls import (
     set_merged,
     unshare_folio,
 )
-from kernels.contention import open_stream
+from kernels.contention import move_memory
 from kernels.cost import Cost
 from kernels.fault import run_phase
 from kernels.jit import jit
@@ -272,8 +272,9 @@ def on_daemon_end_done(m: Machine, env: Env, actor: int) -> bool:
     release(m, actor, FOR_WRITE)
     c = m.cpu[actor]
     if c[Cpu.KIND] == Actor.KHUGEPAGED:
-        c[Cpu.TIME] += copy_into_thp(m, env, host_region(m, c[Cpu.PAGE]))
-        open_stream(m, env, actor)
+        ns = copy_into_thp(m, env, host_region(m, c[Cpu.PAGE]))
+        move_memory(m, env, actor)
+        c[Cpu.TIME] += ns
         c[Cpu.PHASE] = Phase.COPIED
         return False
     c[Cpu.PHASE] = Phase.MERGE

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kernels.calls import make_call
-from kernels.contention import close_stream, settle, slowed
+from kernels.contention import settle, slowed
 from kernels.cores import end_slice, leave_event, start_cores
 from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
 from kernels.fault import FIRST, half_exit, step_phase
@@ -110,7 +110,6 @@ def run_daemon_event(m: Machine, env: Env, actor: int) -> None:
     going = True
     while going:
         record_event(m, actor, m.cpu[actor, Cpu.TIME], m.cpu[actor, Cpu.PHASE])
-        close_stream(m, actor)
         begin = m.cpu[actor, Cpu.TIME]
         going = run_daemon_phase(m, env, actor)
         going = settle(m, env, actor, begin) and going

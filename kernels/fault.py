@@ -7,7 +7,7 @@ Sources: kvm_tdp_page_fault(), kvm_faultin_pfn(), hva_to_pfn(), kvm_tdp_mmu_map(
 
 import numpy as np
 
-from kernels.contention import close_stream, open_stream, own_work, refill, settle
+from kernels.contention import move_memory, own_work, refill, settle
 from kernels.cost import Cost
 from kernels.jit import jit, shared
 from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
@@ -209,8 +209,9 @@ def on_walk(m: Machine, env: Env, actor: int) -> bool:
     else:
         c[Cpu.ACTION] = action
         refill(m, env, actor, action)
-        c[Cpu.TIME] += begin_fault(m, env, page, action)
-        open_stream(m, env, actor)
+        ns = begin_fault(m, env, page, action)
+        move_memory(m, env, actor)
+        c[Cpu.TIME] += ns
         c[Cpu.PHASE] = Phase.COMMIT
     return False
 
@@ -383,7 +384,6 @@ def run_notifier_phase(m: Machine, env: Env, actor: int, phase: int) -> bool:
 @jit
 def step_phase(m: Machine, env: Env, actor: int) -> bool:
     """run_phase() in time: with what the phase waits for."""
-    close_stream(m, actor)
     c = m.cpu[actor]
     begin = c[Cpu.TIME]
     touching = c[Cpu.PHASE] == Phase.TOUCH
@@ -402,7 +402,6 @@ def finish_access(m: Machine, env: Env, actor: int, budget: int) -> bool:
         m.vm[Vm.EVENTS] += 1
         if m.vm[Vm.EVENTS] > budget:
             return False
-        close_stream(m, actor)
         begin = c[Cpu.TIME]
         run_phase(m, env, actor)
         settle(m, env, actor, begin)

@@ -6,7 +6,7 @@ shrinks only when nothing is in progress any more.
 
 import numpy as np
 
-from kernels.contention import lock_pmd, open_stream, refill
+from kernels.contention import lock_pmd, move_memory, refill
 from kernels.cost import Cost
 from kernels.jit import jit, shared
 from kernels.locks import acquire, release
@@ -122,7 +122,7 @@ def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
     c[Cpu.OLD] = host_pte(m, c[Cpu.PAGE])
     c[Cpu.ACTION] = action
     refill(m, env, actor, action)
-    open_stream(m, env, actor)
+    move_memory(m, env, actor)
     c[Cpu.TIME] += ns
     c[Cpu.PHASE] = Phase.START
 

@@ -70,7 +70,7 @@ def collapse_huge_page(vm: Kvm, settings: Khugepaged, task: Task, region: int) -
         yield from vm.invalidate_range_end(task)
         copied = vm.host.to_copy(region) * PAGE_BYTES
         copy_ns = copy_into_thp(vm, region)
-        yield Kernel(copy_ns, vm.stream(task, PMD_BYTES + copied, copy_ns))  # copied bytes are read and written, the rest is cleared
+        yield Kernel(copy_ns, vm.move(task, PMD_BYTES + copied, copy_ns))  # copied bytes are read and written, the rest is cleared
         vm.host.collapse(region)
     vm.unlock(task, vm.mmap_lock)
 

@@ -56,7 +56,7 @@ class PrimaryMmu(MmuNotifier):
         """What a fault does before it sets the entry: a page of so many bytes from the buddy allocator, bytes to clear and to copy."""
         memory_ns = (self.clear(clears) if clears else 0) + (self.copy(copies) if copies else 0)
         delay = self.refill(task, allocates) if allocates else 0
-        return Kernel(ns + memory_ns, delay + self.stream(task, clears + 2 * copies, memory_ns))
+        return Kernel(ns + memory_ns, delay + self.move(task, clears + 2 * copies, memory_ns))
 
     def no_huge_page(self, region: int) -> bool:
         """The allocation of a huge page for that region fails, all through the step."""

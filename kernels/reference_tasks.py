@@ -121,7 +121,7 @@ class Scheduler:
         self.costs = config.costs
         self.mmu_lock = RwLock("mmu_lock_wait_ns", spins=True)
         self.mmap_lock = RwLock("mmap_lock_wait_ns", spins=False)
-        self.zone_lock = ShortHold()
+        self.zone_lock, self.memory = ShortHold(), ShortHold()
         self.page_table_locks = defaultdict[int, ShortHold](ShortHold)  # of page tables that hold PMDs: one per GiB of the VMA
         self.cores: Cores | None = None  # where vCPUs take turns
         self.actors: list[Task] = []
@@ -161,9 +161,9 @@ class Scheduler:
         return max(a.time for a in self.actors)
 
     def start_afresh(self) -> None:
-        """What is shared by the actors of one step: cache lines, short locks, CPUs."""
+        """What is shared by the actors of one step: cache lines, short locks, the memory bus, CPUs."""
         self.mmu_lock.line, self.mmap_lock.line = CacheLine(), CacheLine()
-        self.zone_lock = ShortHold()
+        self.zone_lock, self.memory = ShortHold(), ShortHold()
         self.page_table_locks.clear()
         self.cpus = self.config.cpus(len(self.actors)) if self.who == Actor.GUEST else len(self.actors)
         self.cores = None
@@ -195,16 +195,14 @@ class Scheduler:
             self.advance(task)
             return
         in_guest = task.in_guest_at(end)
-        if self.cores.end_slice(task, end):
-            task.streams = False
-            if in_guest:
-                self.count["exits"] += 1
-                task.pml = 0
+        if self.cores.end_slice(task, end) and in_guest:
+            self.count["exits"] += 1
+            task.pml = 0
 
     def advance(self, task: Task) -> None:
         """One event of the actor's own; if it sleeps then or is done, its CPU is free."""
         task.began = task.time
-        task.streams = task.resting = False
+        task.resting = False
         self.follow(task)
         if self.cores and task.kind == Actor.GUEST and (task.done or (task.asleep and not task.spins)):
             self.cores.leave(task, task.began)
@@ -292,14 +290,14 @@ class Scheduler:
         task.free_pages[nbytes] -= 1
         return wait
 
-    def stream(self, task: Task, traffic: int, work_ns: int) -> int:
+    def move(self, task: Task, traffic: int, work_ns: int) -> int:
         """So many bytes go over the memory bus, all CPUs' together; returns what that takes longer than the CPU itself needs."""
         if not traffic:
             return 0
-        task.streams = True
-        streams = sum(other.streams for other in self.actors + self.daemons)
-        least = streams * (self.costs[Cost.MEMORY_2M_NS] * (traffic // PAGE_BYTES) // PMD_PAGES)
-        wait = max(0, least - self.scaled(task, work_ns))
+        alone = self.costs[Cost.MEMORY_2M_NS] * (traffic // PAGE_BYTES) // PMD_PAGES
+        share = (self.cpus + len(self.daemons)) * alone  # when everybody else has as much to move
+        through = min(share, self.memory.hold(task.time, alone) + alone)
+        wait = max(0, through - self.scaled(task, work_ns))
         self.count["bandwidth_wait_ns"] += wait
         return wait
 

@@ -23,7 +23,6 @@ class Thread:
     kind: Actor
     time: int = 0  # of its next event; of one that waits for a lock: when it could go on at the earliest
     began: int = 0  # its last event
-    streams: bool = False  # it clears or copies memory until its next event
     spins: bool = False  # it holds mmu_lock or waits for it: no preemption
     on_cpu: bool = True
     entered: int = 0  # when it is back in the guest; off its CPU: how long after it has one again
@@ -51,7 +50,7 @@ class CacheLine:
 
 @dataclass
 class ShortHold:
-    """A lock that is held for a known time: zone->lock, a page table's lock."""
+    """What one after the other has for a known time: zone->lock, a page table's lock, the memory bus."""
 
     free: int = 0
 

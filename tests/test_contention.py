@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import Access, Cost, Fork, Order, Run, Touch, TouchList, simulate
+from kernels import Access, Cost, DontNeed, Fork, Order, Run, Touch, TouchList, simulate
 from kernels.checks import PointError
 from kernels.cost import DEFAULT_COSTS, CostError
 
@@ -38,11 +38,42 @@ def test_one_vcpu_keeps_its_lock_words() -> None:
 
 
 def test_clearing_shares_the_bandwidth_of_the_host() -> None:
-    """Alone 100 ns each; with k of them in flight at least 60 k: 100, 120, 180, 240."""
+    """Alone 100 ns each; the host moves 2 MiB in 60 ns, one after the other: 100, 120, 180, 240."""
     run = each_touches([0, 512, 1024, 1536], {Cost.CLEAR_2M_NS: 100, Cost.MEMORY_2M_NS: 60}, backing="anonymous_thp")
     assert run.guest_ns == 240
     assert run.counters["bandwidth_wait_ns"] == 20 + 80 + 140
     assert run.counters["clear_ns"] == 400
+
+
+def clearing(vcpus: int, pages: int) -> Run:
+    """Each vCPU faults so many pages in, 1000 ns each, 100 of them for clearing; the host clears a page in 10 ns."""
+    costs = FREE | {Cost.KVM_FAULT_NS: 900, Cost.CLEAR_4K_NS: 100, Cost.MEMORY_2M_NS: 512 * 10}
+    return simulate(memory=vcpus * pages << 12, vcpus=vcpus, costs=costs, steps=[Touch()])
+
+
+@pytest.mark.parametrize("vcpus", [10, 50, 80, 100])
+def test_up_to_the_hosts_bandwidth_nobody_waits_once_the_faults_are_spread(vcpus: int) -> None:
+    """All begin at once, and wait for each other that one time: 10 ns more each from the eleventh on."""
+    first = [max(0, 10 * (i + 1) - 100) for i in range(vcpus)]
+    run = clearing(vcpus, 256)
+    assert run.counters["bandwidth_wait_ns"] == sum(first)
+    assert run.guest_ns == 256 * 1000 + first[-1]
+
+
+@pytest.mark.parametrize("vcpus", [101, 150, 400])
+def test_beyond_the_hosts_bandwidth_the_rate_is_that(vcpus: int) -> None:
+    """A page every 10 ns; what the last fault does besides comes on top."""
+    run = clearing(vcpus, 256)
+    assert 0 <= run.guest_ns - vcpus * 256 * 10 < 1000
+
+
+def test_a_page_does_not_wait_for_all_of_a_huge_page() -> None:
+    """Both begin at once: 2 MiB, 5120 ns of the bus, and 4 KiB, which half of the bandwidth moves in 20 ns."""
+    before = [Touch(vcpus=1, start=0.25, end=0.5), DontNeed(start=0.25, end=0.25 + 1 / 2048)]
+    costs = {Cost.CLEAR_4K_NS: 15, Cost.CLEAR_2M_NS: 100_000, Cost.MEMORY_2M_NS: 512 * 10}
+    run = each_touches([0, 512], costs, backing="anonymous_thp", before=before)
+    assert run.steps[-1].counters["bytes_cleared"] == MIB2 + 4096
+    assert run.steps[-1].counters["bandwidth_wait_ns"] == 5
 
 
 def test_copying_is_traffic_of_twice_its_size() -> None:
