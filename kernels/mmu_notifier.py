@@ -6,7 +6,7 @@ shrinks only when nothing is in progress any more.
 
 import numpy as np
 
-from kernels.contention import lock_pmd, move_memory, refill
+from kernels.contention import is_working, lock_pmd, move_memory, refill
 from kernels.cost import Cost
 from kernels.jit import jit, shared
 from kernels.locks import acquire, release
@@ -21,7 +21,6 @@ from kernels.spec import (
     Cpu,
     HostPmd,
     Mmu,
-    OnCpu,
     Phase,
     Setup,
     Vm,
@@ -86,13 +85,12 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
 @jit
 def is_running(m: Machine, actor: int) -> bool:
     """The VMM's page table is on a CPU because of the actor (mm_cpumask)."""
-    c = m.cpu[actor]
-    return c[Cpu.PHASE] != Phase.DONE and c[Cpu.KIND] != Actor.IDLE and c[Cpu.ON_CPU] == OnCpu.RUNS
+    return is_working(m, actor) and m.cpu[actor, Cpu.KIND] != Actor.IDLE
 
 
 @jit
 def flush_host(m: Machine, env: Env, actor: int) -> int:
-    """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not; returns ns."""
+    """flush_tlb_mm_range() of the VMM's own page table: every other thread of it on a CPU, in the guest or not; returns ns."""
     targets = NOTHING
     now = m.cpu[actor, Cpu.TIME]
     for other in range(m.vm[Vm.ACTORS]):

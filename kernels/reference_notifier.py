@@ -51,8 +51,8 @@ class MmuNotifier(Scheduler):
         return self.shootdown(task.time, targets)
 
     def flush_tlb_mm(self, task: Task) -> int:
-        """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not."""
-        return self.shootdown(task.time, [a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.on_cpu and not a.done])
+        """flush_tlb_mm_range() of the VMM's own page table: every other thread of it on a CPU, in the guest or not."""
+        return self.shootdown(task.time, [a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.works])
 
     # ---- Callbacks ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from kernels.cost import Cost
 from kernels.reference_config import Config
-from kernels.reference_time import REFILL, CacheLine, Cores, ShortHold, Thread, shares_core
+from kernels.reference_time import REFILL, CacheLine, Cores, ShortHold, Thread
 from kernels.spec import PAGE_BYTES, PMD_PAGES, PUD_ORDER, Actor, Counter
 
 
@@ -76,6 +76,11 @@ class Task(Thread):
     sleeps_on: int | None = None
     pml: int = 0  # entries in the vCPU's page-modification log
 
+    @property
+    def works(self) -> bool:
+        """It is on a CPU, if only to spin."""
+        return self.on_cpu and not self.done and (self.spins or not self.asleep)
+
     def in_guest_at(self, now: int) -> bool:
         """It runs guest code then; a flush has to interrupt it."""
         return self.in_guest and self.entered <= now
@@ -125,6 +130,8 @@ class Scheduler:
         self.page_table_locks = defaultdict[int, ShortHold](ShortHold)  # of page tables that hold PMDs: one per GiB of the VMA
         self.cores: Cores | None = None  # where vCPUs take turns
         self.actors: list[Task] = []
+        self.workers: list[Task] = []  # the actors that have something to do in the step
+        self.siblings: dict[int, Task] = {}  # who has the core's other hardware thread, by an actor's number
         self.daemons: list[Task] = []
         self.who = Actor.GUEST
         self.key = 0  # of the step's random numbers
@@ -139,12 +146,13 @@ class Scheduler:
         daemon.path = path(daemon)
         self.daemons.append(daemon)
 
-    def run(self, paths: Sequence[Callable[[Task], Iterator[Wait]]], who: Actor, max_events: int) -> int:
-        """One step: all actors start at time 0. Returns when the last one is done, in ns."""
+    def run(self, paths: Sequence[Callable[[Task], Iterator[Wait]] | None], who: Actor, max_events: int) -> int:
+        """One step: all actors start at time 0, those without a path have nothing to do. Returns when the last one is done, in ns."""
         self.who = who
-        self.actors = [Task(i, who, in_guest=True) for i in range(len(paths))]
+        self.actors = [Task(i, who, in_guest=path is not None, done=path is None) for i, path in enumerate(paths)]
         for task, path in zip(self.actors, paths, strict=True):
-            task.path = path(task)
+            task.path = path(task) if path else iter(())
+        self.workers = [a for a in self.actors if not a.done]
         for number, daemon in enumerate(self.daemons, len(paths)):
             daemon.number = number
             daemon.time = max(0, daemon.time)
@@ -165,10 +173,13 @@ class Scheduler:
         self.mmu_lock.line, self.mmap_lock.line = CacheLine(), CacheLine()
         self.zone_lock, self.memory = ShortHold(), ShortHold()
         self.page_table_locks.clear()
-        self.cpus = self.config.cpus(len(self.actors)) if self.who == Actor.GUEST else len(self.actors)
-        self.cores = None
-        if self.cpus < len(self.actors):
-            self.cores = Cores(self.actors, self.cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS], self.key)
+        self.cpus = self.config.cpus(len(self.workers)) if self.who == Actor.GUEST else len(self.workers)
+        self.cores, self.siblings = None, {}
+        if self.cpus < len(self.workers):
+            self.cores = Cores(self.workers, self.cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS], self.key)
+        elif self.who == Actor.GUEST and self.config.cores is not None:
+            for one, other in zip(self.workers, self.workers[self.config.cores :], strict=False):  # a thread on each core, then the second ones
+                self.siblings |= {one.number: other, other.number: one}
 
     def pass_time(self, ns: int) -> None:
         """A step is over: times of the daemons count from the next one's start."""
@@ -231,11 +242,14 @@ class Scheduler:
         task.in_guest = False
 
     def scaled(self, task: Task, ns: int) -> int:
-        """What its own work takes: longer while another vCPU works on the same core."""
-        if task.kind != Actor.GUEST or self.config.cores is None:
-            return ns
-        shares = shares_core(task.number, len(self.actors), self.config.cores, self.config.smt)
-        return ns * self.costs[Cost.SMT_NS] // 1000 if shares else ns
+        """What its own work takes: longer if another vCPU works on the same core now."""
+        return ns * self.costs[Cost.SMT_NS] // 1000 if task.kind == Actor.GUEST and self.shares_core(task) else ns
+
+    def shares_core(self, task: Task) -> bool:
+        """Where CPUs are given from vCPU to vCPU: more of them are in use than there are cores."""
+        if self.cores and self.config.cores is not None:
+            return self.cores.cpus - self.cores.idle > self.config.cores
+        return task.number in self.siblings and self.siblings[task.number].works
 
     # ---- Locks -------------------------------------------------------------------------------------------------------
 
@@ -280,7 +294,7 @@ class Scheduler:
 
     def refill(self, task: Task, nbytes: int) -> int:
         """rmqueue_pcplist(), rmqueue_bulk() for a page of that size; returns the wait for zone->lock."""
-        if len(self.actors) == 1:
+        if len(self.workers) == 1:
             return 0
         wait = 0
         if task.free_pages[nbytes] == 0:

@@ -61,19 +61,13 @@ class ShortHold:
         return wait
 
 
-def shares_core(number: int, vcpus: int, cores: int, smt: int) -> bool:
-    """The core's other hardware thread belongs to another vCPU: they are given out core by core, then once more."""
-    if smt == 1 or vcpus <= cores:
-        return False
-    return vcpus > cores * smt or number >= cores or number + cores < vcpus
-
-
 class Cores:
     """Fewer CPUs than vCPUs: threads take turns, first come, first served."""
 
     def __init__(self, threads: Sequence[Thread], cpus: int, slice_ns: int, switch_ns: int, key: int) -> None:
         self.threads = threads
-        self.idle = 0  # CPUs; none while somebody is queued
+        self.cpus = cpus
+        self.idle = 0  # of the CPUs; none while somebody is queued
         self.slice_ns = max(MIN_SLICE_NS, slice_ns)
         self.switch_ns = switch_ns
         self.wait_ns = 0  # summed over all who were queued

@@ -338,7 +338,7 @@ class Cpu(IntEnum):
     MMAP = 25  # MmapLock
     PCP_SMALL = 26  # free pages on its CPU's list
     PCP_HUGE = 27
-    SHARES_CORE = 28  # the core's other hardware thread works too
+    SIBLING = 28  # 1 + the actor on the core's other hardware thread; 0: nobody; see contention.ANY_SIBLING
     ON_CPU = 29  # OnCpu
     OFF_TIME = 30  # when it was queued for a CPU
     REST = 31  # what was left of its work then
@@ -416,7 +416,8 @@ class Vm(IntEnum):
     FREE_CPUS = 47
     RUN_HEAD = 48
     RUN_TAIL = 49
-    CPUS = 50  # that the step's actors have
+    WORKERS = 50  # how many of the step's actors have something to do
+    CPUS = 51  # that those have
 
 
 class Stream(IntEnum):

@@ -19,6 +19,7 @@ from kernels.spec import (
     Call,
     Cpu,
     Order,
+    Phase,
     Spread,
     Stream,
     Vm,
@@ -270,7 +271,15 @@ def unit_of(env: Env, key: int, visit: int, n: int) -> int:
 
 @jit
 def start_actor(m: Machine, env: Env, actor: int) -> None:
-    """Set an actor's row for the step: its part and how much it does."""
+    """Set an actor's row for the step; one that has nothing to do is done."""
+    set_part(m, env, actor)
+    if m.cpu[actor, Cpu.INDEX] >= m.cpu[actor, Cpu.LIMIT]:
+        m.cpu[actor, Cpu.PHASE] = Phase.DONE
+
+
+@jit
+def set_part(m: Machine, env: Env, actor: int) -> None:
+    """An actor's part and how much it does."""
     c = m.cpu[actor]
     s = env.stream
     c[:] = 0

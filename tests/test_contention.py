@@ -142,6 +142,55 @@ def test_a_hardware_thread_slows_its_sibling() -> None:
     assert three.steps[1].ns == 4500
 
 
+def accesses(*counts: int, gfn: int = 0) -> TouchList:
+    """vCPU i reads page gfn so many times."""
+    vcpu = np.repeat(np.arange(len(counts)), counts)
+    return TouchList(vcpu, np.full(len(vcpu), gfn), np.zeros(len(vcpu), bool))
+
+
+@pytest.mark.parametrize(
+    ("counts", "cores", "ns"),
+    [
+        ((4, 4), 1, 6000),
+        ((4, 0), 1, 4000),  # nobody on the other hardware thread
+        ((0, 4, 0, 4), 2, 4000),  # two that have something to do, on two cores
+        ((2, 4), 1, 5000),  # 2 x 1500 beside the other, then 2 x 1000
+        ((2, 2, 4), 1, 7000),  # the third one's turn comes after 3000 ns, and it has the core to itself
+    ],
+)
+def test_only_a_sibling_that_works_slows(counts: tuple[int, ...], cores: int, ns: int) -> None:
+    costs = FREE | {Cost.TOUCH_NS: 1000, Cost.SMT_NS: 1500}
+    run = simulate(memory=4096, vcpus=len(counts), cores=cores, smt=2, costs=costs, steps=[Touch(vcpus=1), accesses(*counts)])
+    assert run.steps[1].ns == ns
+
+
+def test_a_sibling_that_sleeps_does_not_slow() -> None:
+    """vCPU 1 clears a hugetlb page until 1000 ns, vCPU 2, on the core of vCPU 0, sleeps for that page from 0 on and reads it then.
+    So the first and the eleventh of vCPU 0's 20 reads take 150 ns instead of 100."""
+    step = TouchList(np.array([0] * 20 + [1, 2]), np.array([0] * 20 + [512, 512]), np.array([False] * 20 + [True, False]))
+    costs = FREE | {Cost.TOUCH_NS: 100, Cost.SMT_NS: 1500, Cost.CLEAR_2M_NS: 1000}
+    steps = [Touch(vcpus=1, end=0.5), step]
+    run = simulate(memory=2 * MIB2, vcpus=3, cores=2, smt=2, backing="anonymous_hugetlb_2mb", costs=costs, steps=steps)
+    assert run.steps[1].ns == 2 * 150 + 18 * 100
+
+
+def test_a_sleeper_is_no_target_of_the_hosts_flush() -> None:
+    """vCPU 2 sleeps for the hugetlb page that vCPU 1 clears, while vCPU 0 copies another one: vCPU 1 is the only target."""
+    step = TouchList(np.array([0, 1, 2]), np.array([0, 512, 512]), np.array([True, True, False]))
+    costs = FREE | {Cost.COPY_2M_NS: 100, Cost.CLEAR_2M_NS: 1000}
+    parameters: dict[str, Any] = {"memory": 2 * MIB2, "vcpus": 3, "backing": "anonymous_hugetlb_2mb", "costs": costs}
+    run = simulate(**parameters, steps=[Touch(vcpus=1, end=0.5), Fork(), step])
+    assert (run.steps[-1].counters["cow_huge"], run.steps[-1].counters["tlb_ipis"]) == (1, 1)
+
+
+@pytest.mark.parametrize("cores", [None, 1, 4])
+def test_vcpus_without_work_take_no_turns_and_share_no_lock_words(cores: int | None) -> None:
+    """64 vCPUs, of which one has a page to touch."""
+    one = simulate(memory=4096, steps=[READ, Touch()])
+    many = simulate(memory=4096, vcpus=64, cores=cores, steps=[READ, Touch()])
+    assert (many.guest_ns, many.counters) == (one.guest_ns, one.counters)
+
+
 @pytest.mark.parametrize("smt", [1, 2])
 def test_as_many_cores_as_vcpus_is_no_limit(smt: int) -> None:
     free = simulate(memory=4 * MIB2, vcpus=4, steps=[READ, Touch()])
