@@ -261,9 +261,9 @@ def on_daemon_start_done(m: Machine, env: Env, actor: int) -> bool:
     action = c[Cpu.ACTION]
     done = do_inside_pair(m, actor, action)
     c[Cpu.COMMITTED] = done
-    ns = flush_host(m, env, actor) if done else np.int64(0)
-    if action == Action.KSM_SPLIT:
-        ns += env.costs[Cost.SPLIT_PMD_NS]
+    if done:
+        flush_host(m, env, actor)
+    ns = env.costs[Cost.SPLIT_PMD_NS] if action == Action.KSM_SPLIT else np.int64(0)
     return plan_callback(m, env, actor, np.int64(done and replaces_page(action)), ns)
 
 

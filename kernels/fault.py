@@ -296,15 +296,12 @@ def on_map(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_map_held(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
-    ns = env.costs[Cost.MMU_LOCK_READ_NS]
     c[Cpu.OUTCOME] = RETRY
     if not is_stale(m, actor):
         c[Cpu.OUTCOME], flushes = install(m, env, actor)
         for _ in range(flushes):
-            ns += flush_guest(m, env, actor)
-    if env.setup[Setup.MMU] != Mmu.TDP:
-        m.counters[Counter.MMU_LOCK_WRITE_HOLD_NS] += ns
-    c[Cpu.TIME] += ns
+            flush_guest(m, env, actor)
+    c[Cpu.TIME] += env.costs[Cost.MMU_LOCK_READ_NS]
     c[Cpu.PHASE] = Phase.MAP_DONE
     return False
 

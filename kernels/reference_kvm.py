@@ -109,9 +109,7 @@ class Kvm(PrimaryMmu):
         outcome, flush = Outcome.RETRY, False
         if not self.is_stale(gfn, seq):
             outcome, flush = self.map_leaf(gfn, access, map_writable, prefetch)
-        ns = self.costs[Cost.MMU_LOCK_READ_NS] + (self.flush_remote_tlbs(task) if flush else 0)
-        self.count["mmu_lock_write_hold_ns"] += 0 if self.config.tdp else ns
-        yield Kernel(ns)
+        yield Kernel(self.costs[Cost.MMU_LOCK_READ_NS], self.flush_remote_tlbs(task) if flush else 0)
         self.unlock(task, self.mmu_lock)
         return outcome
 

@@ -91,20 +91,23 @@ class RwLock:
     """A fair rwlock, first come, first served: kvm->mmu_lock, and mmap_lock (whose only writer is khugepaged)."""
 
     wait_counter: str
+    hold_counter: str | None  # of its writers
     spins: bool  # who waits for it keeps the CPU
     line: CacheLine = field(default_factory=CacheLine)
     readers: int = 0
     writer: bool = False
+    since: int = 0  # when its writer got it
     queue: deque[tuple[Task, bool]] = field(default_factory=deque)
 
     def admits(self, write: bool) -> bool:
         return not self.writer and not (write and self.readers)
 
-    def take(self, write: bool) -> None:
+    def take(self, write: bool, now: int) -> None:
         self.writer = write
         self.readers += not write
+        self.since = now
 
-    def release(self) -> list[Task]:
+    def release(self, now: int) -> list[Task]:
         """Give it back (by the writer if there is one); returns who has it from now on."""
         if self.writer:
             self.writer = False
@@ -113,7 +116,7 @@ class RwLock:
         woken = []
         while self.queue and self.admits(self.queue[0][1]):
             task, write = self.queue.popleft()
-            self.take(write)
+            self.take(write, now)
             woken.append(task)
         return woken
 
@@ -124,8 +127,8 @@ class Scheduler:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.costs = config.costs
-        self.mmu_lock = RwLock("mmu_lock_wait_ns", spins=True)
-        self.mmap_lock = RwLock("mmap_lock_wait_ns", spins=False)
+        self.mmu_lock = RwLock("mmu_lock_wait_ns", "mmu_lock_write_hold_ns", spins=True)
+        self.mmap_lock = RwLock("mmap_lock_wait_ns", None, spins=False)
         self.zone_lock, self.memory = ShortHold(), ShortHold()
         self.page_table_locks = defaultdict[int, ShortHold](ShortHold)  # of page tables that hold PMDs: one per GiB of the VMA
         self.cores: Cores | None = None  # where vCPUs take turns
@@ -264,7 +267,7 @@ class Scheduler:
             lock.queue.append((task, write))
             task.asleep = True
             return False
-        lock.take(write)
+        lock.take(write, now)
         return task.time == now
 
     def take_mmu_lock(self, write: bool) -> Path[None]:
@@ -273,7 +276,9 @@ class Scheduler:
 
     def unlock(self, task: Task, lock: RwLock) -> None:
         task.spins &= not lock.spins
-        for other in sorted(lock.release(), key=lambda a: a.number):
+        if lock.writer and lock.hold_counter:
+            self.count[lock.hold_counter] += task.time - lock.since
+        for other in sorted(lock.release(task.time), key=lambda a: a.number):
             self.count[lock.wait_counter] += max(0, task.time - other.time)
             self.wake(other, task.time)
 

@@ -418,6 +418,7 @@ class Vm(IntEnum):
     RUN_TAIL = 49
     WORKERS = 50  # how many of the step's actors have something to do
     CPUS = 51  # that those have
+    WRITER_SINCE = 52  # when mmu_lock's writer got it
 
 
 class Stream(IntEnum):

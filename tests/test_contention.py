@@ -142,6 +142,26 @@ def test_a_hardware_thread_slows_its_sibling() -> None:
     assert three.steps[1].ns == 4500
 
 
+def test_a_hold_of_mmu_lock_is_from_grant_to_release() -> None:
+    """Faults of the legacy MMU: vCPU 0 holds the lock for 50 ns; vCPU 1 has it 100 ns before its cache line is there, then 50 ns more."""
+    costs = {Cost.LINE_NS: 100, Cost.MMU_LOCK_READ_NS: 50}
+    assert each_touches([0, 512], costs, mmu="legacy").counters["mmu_lock_write_hold_ns"] == 50 + 150
+
+
+def test_a_hold_is_as_long_as_it_takes_on_a_shared_core() -> None:
+    costs = {Cost.MMU_LOCK_READ_NS: 1000, Cost.SMT_NS: 1500}
+    run = each_touches([0, 512], costs, mmu="legacy", cores=1, smt=2)
+    assert (run.counters["mmu_lock_write_hold_ns"], run.guest_ns) == (3000, 3000)
+
+
+def test_waiting_for_others_to_flush_is_no_work_that_a_sibling_slows() -> None:
+    """vCPU 0 copies a page while vCPU 1, on the same core, reads: KVM's flush and the host's."""
+    step = TouchList(np.array([0] + [1] * 100), np.array([0] + [1] * 100), np.array([True] + [False] * 100))
+    costs = FREE | {Cost.TOUCH_NS: 100, Cost.TLB_FLUSH_NS: 1000, Cost.SMT_NS: 1500}
+    run = simulate(memory=2 << 12, vcpus=2, cores=1, smt=2, costs=costs, steps=[READ, step])
+    assert run.steps[1].counters["flush_ns"] == run.latency["fault_max_ns"] == 2000
+
+
 def accesses(*counts: int, gfn: int = 0) -> TouchList:
     """vCPU i reads page gfn so many times."""
     vcpu = np.repeat(np.arange(len(counts)), counts)
