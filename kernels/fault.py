@@ -60,6 +60,7 @@ FIXED = np.int64(Outcome.FIXED)
 RETRY = np.int64(Outcome.RETRY)  # typed, so that finish_fault() is compiled once
 READ, WRITE = np.int64(0), np.int64(1)
 FIRST, SECOND = np.int64(0), np.int64(1)
+SHORTEST_RETRY_NS = np.int64(1)  # while something is being invalidated, or that would never end
 
 
 @jit
@@ -313,23 +314,30 @@ def on_map_done(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
+def retry_ns(m: Machine, ns: int) -> int:
+    """What lies between two tries: time goes on, also where costs are 0."""
+    return max(SHORTEST_RETRY_NS, ns) if m.vm[Vm.IN_PROGRESS] else ns
+
+
+@jit
 def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
     """Back into the guest, whatever the outcome; a prefault loops inside the kernel and counts no pf_*."""
     c = m.cpu[actor]
     if c[Cpu.KIND] == Actor.PREFAULT:
         if outcome == Outcome.RETRY:
             c[Cpu.PHASE] = Phase.FAULT
-            c[Cpu.TIME] += env.costs[Cost.KVM_FAULT_NS]
+            c[Cpu.TIME] += retry_ns(m, env.costs[Cost.KVM_FAULT_NS])
         else:
             step_cursor(m, actor, leaf_order(m, c[Cpu.PAGE]))
         return False
+    back_ns = half_exit(env, SECOND)
     if outcome == Outcome.RETRY:
         m.counters[Counter.PF_RETRY] += 1
+        back_ns = retry_ns(m, back_ns)
     elif outcome == Outcome.FIXED:
         m.counters[Counter.PF_FIXED] += 1
     else:
         m.counters[Counter.PF_SPURIOUS] += 1
-    back_ns = half_exit(env, SECOND)
     record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME] + own_work(m, env, actor, back_ns))
     c[Cpu.TIME] += back_ns
     c[Cpu.PHASE] = Phase.TOUCH
