@@ -180,8 +180,8 @@ class Scheduler:
         self.cores, self.siblings = None, {}
         if self.cpus < len(self.workers):
             self.cores = Cores(self.workers, self.cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS], self.key)
-        elif self.who == Actor.GUEST and self.config.cores is not None:
-            for one, other in zip(self.workers, self.workers[self.config.cores :], strict=False):  # a thread on each core, then the second ones
+        elif self.who == Actor.GUEST and self.config.cores is not None:  # a thread on each core, then the second ones
+            for one, other in zip(self.workers, self.workers[self.config.cores :], strict=False):
                 self.siblings |= {one.number: other, other.number: one}
 
     def pass_time(self, ns: int) -> None:
