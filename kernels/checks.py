@@ -1,6 +1,9 @@
 """What simulate() refuses: parameters and steps that cannot be, named with their value and what would do."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from numbers import Integral
+from typing import get_args
 
 from kernels.policy import Behaviour
 from kernels.primary_mmu import Traits
@@ -17,6 +20,7 @@ from kernels.steps import (
     Khugepaged,
     Ksm,
     KsmMerge,
+    Populate,
     PreFault,
     Step,
     Touch,
@@ -26,6 +30,9 @@ from kernels.steps import (
 )
 
 MAX_IDLE_NS = 10**15
+MAX_WHOLE = 1 << 50  # of any whole number of a step: a product with as many vCPUs as there can be is a 64-bit number
+MOST_EVENTS = 1 << 62
+MOST_TRACE_ROWS = 1 << 32
 
 
 class PointError(ValueError):
@@ -39,22 +46,61 @@ def host_page_bytes(traits: Traits) -> int:
     return PUD_BYTES if traits.gigantic else PMD_BYTES
 
 
-def check_count(name: str, value: int, limit: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
-        raise PointError(f"{name} = {value!r}: an integer from 1 to {limit} is needed")
+def is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_cores(cores: int | None, smt: int) -> None:
+# The fields of each step, and of each daemon's settings, that hold a whole number; True: or None.
+WHOLE: Mapping[type, Mapping[str, bool]] = {
+    kind: {field.name: field.type == int | None for field in fields(kind) if field.type in (int, int | None)}
+    for kind in (*get_args(Step), Khugepaged, Ksm)
+}
+
+
+def whole_faults(numbers: Step | Khugepaged | Ksm) -> list[str]:
+    """Which fields of a step or a daemon should hold a whole number, and do not."""
+    given = [(name, getattr(numbers, name), may_lack) for name, may_lack in WHOLE[type(numbers)].items()]
+    wrong = [(name, value) for name, value, may_lack in given if not (is_whole(value) or (value is None and may_lack))]
+    return [f"{name} = {value!r}: a whole number is needed" for name, value in wrong]
+
+
+def large_faults(step: Step) -> list[str]:
+    """Which whole numbers of a step are beyond what the model counts with."""
+    given = [(name, getattr(step, name)) for name in WHOLE[type(step)]]
+    return [f"{name} = {value}: at most 2**50 is possible" for name, value in given if value is not None and value > MAX_WHOLE]
+
+
+def check_count(name: str, value: int, limit: int, low: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= limit:
+        raise PointError(f"{name} = {value!r}: an integer from {low} to {limit} is needed")
+
+
+def check_counts(vcpus: int, prealloc_threads: int, cores: int | None, smt: int, trace_rows: int, max_events: int | None) -> None:
     """Raises PointError."""
+    check_count("vcpus", vcpus, KVM_MAX_VCPUS)
+    check_count("prealloc_threads", prealloc_threads, KVM_MAX_VCPUS)
     if cores is not None:
         check_count("cores", cores, KVM_MAX_VCPUS)
     check_count("smt", smt, MAX_SMT)
+    if fault := smt_fault(cores, smt):
+        raise PointError(fault)
+    check_count("trace_rows", trace_rows, MOST_TRACE_ROWS, low=0)
+    if max_events is not None:
+        check_count("max_events", max_events, MOST_EVENTS)
+
+
+def smt_fault(cores: int | None, smt: int) -> str:
+    """What is wrong with hardware threads of these cores, '' if nothing is."""
+    return f"smt = {smt}: without cores every vCPU has a core of its own; give cores" if smt > 1 and cores is None else ""
 
 
 def check_point(
     memory: int, offset: int, guest_page: int, thp_failure: float, traits: Traits, khugepaged: Khugepaged | None, ksm: Ksm | None
 ) -> None:
     """Raises PointError."""
+    for name, value in (("memory", memory), ("offset", offset), ("guest_page", guest_page)):
+        if not is_whole(value):
+            raise PointError(f"{name} = {value!r}: a whole number of bytes is needed")
     if not PAGE_BYTES <= memory <= MAX_MEMORY_BYTES or memory % PAGE_BYTES:
         below = max(PAGE_BYTES, memory // PAGE_BYTES * PAGE_BYTES)
         raise PointError(
@@ -78,8 +124,9 @@ def daemon_faults(daemon: Khugepaged | Ksm | None) -> list[str]:
     """What is wrong with a daemon's settings."""
     if daemon is None:
         return []
+    if faults := whole_faults(daemon):
+        return faults
     sleep = daemon.scan_sleep_ms if isinstance(daemon, Khugepaged) else daemon.sleep_ms
-    faults = []
     if not 1 <= daemon.pages_to_scan <= 1 << 32:
         faults.append(f"pages_to_scan = {daemon.pages_to_scan}: 1 ... 2**32 is needed")
     if not 1 <= sleep <= 1 << 32:
@@ -109,8 +156,13 @@ class StepChecks:
 
     def fault(self, step: Step) -> str:
         """What is wrong with the step where it stands; '' if nothing is."""
+        if type(step) not in WHOLE:
+            return f"{step!r} is no step"
+        if faults := whole_faults(step) or large_faults(step):
+            return "; ".join(faults)
         checks: Mapping[type, Callable[..., str]] = {
             Touch: lambda s: "; ".join(check_touch(s)),
+            Populate: lambda s: "" if 1 <= s.threads <= KVM_MAX_VCPUS else f"threads = {s.threads}: 1 ... {KVM_MAX_VCPUS} is needed",
             PreFault: self.pre_fault,
             HostTouch: self.host_touch,
             Idle: lambda s: "" if 0 <= s.ns <= MAX_IDLE_NS else f"ns = {s.ns}: 0 ... {MAX_IDLE_NS} is needed",

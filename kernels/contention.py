@@ -4,10 +4,11 @@ docs/model.md section 12. Each of them delays the actor's next event (Vm.DELAY) 
 """
 
 from kernels.cost import Cost
-from kernels.jit import jit
-from kernels.spec import NEVER, PAGE_SHIFT, PMD_ORDER, PUD_ORDER, Action, Counter, Cpu, Vm
+from kernels.jit import jit, shared
+from kernels.spec import NEVER, PAGE_SHIFT, PMD_ORDER, PUD_ORDER, Action, Counter, Cpu, OnCpu, Phase, Setup, Vm
 from kernels.state import Env, Machine
 
+ANY_SIBLING = -1  # in Cpu.SIBLING: it changes
 SMALL_LIST, HUGE_LIST = 63, 2  # zone_batchsize() of a large zone; nr_pcp_alloc() of order 9
 SMALL_ACTIONS = sum(
     1 << action for action in (Action.ALLOC_4K, Action.ALLOC_SHMEM, Action.READ_FILE, Action.COW_FILE, Action.COW_4K, Action.COPY_4K)
@@ -45,7 +46,7 @@ def refill(m: Machine, env: Env, actor: int, action: int) -> None:
     """An action takes a page from its CPU's list, and waits for zone->lock if that is empty (rmqueue_pcplist())."""
     small = (SMALL_ACTIONS >> action) & 1
     huge = (HUGE_ACTIONS >> action) & 1
-    if not (small or huge) or m.vm[Vm.ACTORS] == 1 or actor >= m.vm[Vm.ACTORS]:
+    if not (small or huge) or m.vm[Vm.WORKERS] == 1 or actor >= m.vm[Vm.ACTORS]:
         return
     c = m.cpu[actor]
     pages = Cpu.PCP_SMALL if small else Cpu.PCP_HUGE
@@ -76,33 +77,41 @@ def slowed(env: Env, ns: int) -> int:
 
 
 @jit
-def own_work(m: Machine, env: Env, actor: int, ns: int) -> int:
-    """What so much work takes the actor where it runs."""
-    return slowed(env, ns) if m.cpu[actor, Cpu.SHARES_CORE] else ns
+def is_working(m: Machine, actor: int) -> bool:
+    """The actor is on a CPU, if only to spin."""
+    return m.cpu[actor, Cpu.PHASE] != Phase.DONE and m.cpu[actor, Cpu.ON_CPU] == OnCpu.RUNS
+
+
+@shared
+def shares_core(m: Machine, env: Env, sibling: int) -> bool:
+    """Cpu.SIBLING works; or, where CPUs are given from vCPU to vCPU, more of them are in use than there are cores."""
+    if sibling == ANY_SIBLING:
+        return m.vm[Vm.CPUS] - m.vm[Vm.FREE_CPUS] > env.setup[Setup.CORES]
+    return is_working(m, sibling - 1)
 
 
 @jit
-def open_stream(m: Machine, env: Env, actor: int) -> None:
-    """The event's traffic shares the host's bandwidth with the streams in flight."""
+def own_work(m: Machine, env: Env, actor: int, ns: int) -> int:
+    """What so much work takes the actor where it runs now."""
+    sibling = m.cpu[actor, Cpu.SIBLING]
+    return slowed(env, ns) if sibling and shares_core(m, env, sibling) else ns
+
+
+@jit
+def move_memory(m: Machine, env: Env, actor: int) -> None:
+    """The event's traffic goes over the memory bus: after what is on its way there, or beside it with its share of the bandwidth."""
     vm = m.vm
     if vm[Vm.TRAFFIC] == 0:
         return
-    vm[Vm.STREAMS] += 1
-    m.cpu[actor, Cpu.STREAMING] = 1
+    now = m.cpu[actor, Cpu.TIME]
     alone = env.costs[Cost.MEMORY_2M_NS] * (vm[Vm.TRAFFIC] >> PAGE_SHIFT) >> PMD_ORDER
-    wait = max(0, vm[Vm.STREAMS] * alone - own_work(m, env, actor, vm[Vm.TRAFFIC_NS]))
+    vm[Vm.MEMORY_FREE] = max(vm[Vm.MEMORY_FREE], now) + alone
+    through = min((vm[Vm.CPUS] + vm[Vm.DAEMONS]) * alone, vm[Vm.MEMORY_FREE] - now)
+    wait = max(0, through - own_work(m, env, actor, vm[Vm.TRAFFIC_NS]))
     vm[Vm.TRAFFIC] = 0
     vm[Vm.TRAFFIC_NS] = 0
     vm[Vm.DELAY] += wait
     m.counters[Counter.BANDWIDTH_WAIT_NS] += wait
-
-
-@jit
-def close_stream(m: Machine, actor: int) -> None:
-    """The actor's next event: its stream is over."""
-    if m.cpu[actor, Cpu.STREAMING]:
-        m.cpu[actor, Cpu.STREAMING] = 0
-        m.vm[Vm.STREAMS] -= 1
 
 
 @jit

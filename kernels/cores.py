@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels.contention import close_stream
+from kernels.contention import ANY_SIBLING
 from kernels.cost import Cost
 from kernels.draws import SALT_ACTOR, actor_key, draw
 from kernels.jit import jit, shared
@@ -26,29 +26,48 @@ def first_slice(env: Env, actor: int) -> int:
 
 
 @jit
+def list_workers(m: Machine) -> int:
+    """Those who have something to do, in order, where the run queue will be; returns how many they are."""
+    workers = np.int64(0)
+    for actor in range(m.vm[Vm.ACTORS]):
+        if m.cpu[actor, Cpu.PHASE] != Phase.DONE:
+            m.run_queue[workers] = actor
+            workers += 1
+    return workers
+
+
+@jit
 def start_cores(m: Machine, env: Env) -> None:
-    """Give the step's vCPUs their CPUs; the others wait in the order of their numbers."""
+    """Give CPUs to those of the step's actors who have something to do."""
     vm = m.vm
-    vm[Vm.SLICED] = 0
-    vm[Vm.CPUS] = vm[Vm.ACTORS]
+    workers = list_workers(m)
     cores = env.setup[Setup.CORES]
+    vm[Vm.WORKERS] = vm[Vm.CPUS] = workers
+    vm[Vm.SLICED] = 0
     if env.stream[Stream.ACTOR] != Actor.GUEST or cores == 0:
         return
-    actors = vm[Vm.ACTORS]
     cpus = cores * env.setup[Setup.SMT]
-    if env.setup[Setup.SMT] > 1:
-        for actor in range(actors):
-            m.cpu[actor, Cpu.SHARES_CORE] = actor >= cores or actor + cores < actors
-    if actors <= cpus:
+    if workers > cpus:
+        vm[Vm.CPUS] = cpus
+        start_turns(m, env, workers, cpus)
         return
-    vm[Vm.CPUS] = cpus
+    for k in range(cores, workers):  # a vCPU on each core, then the second ones
+        one, other = m.run_queue[k - cores], m.run_queue[k]
+        m.cpu[one, Cpu.SIBLING], m.cpu[other, Cpu.SIBLING] = other + 1, one + 1
+
+
+@shared
+def start_turns(m: Machine, env: Env, workers: int, cpus: int) -> None:
+    """The first vCPUs get CPUs, the others wait in the order of their numbers."""
+    vm = m.vm
     vm[Vm.SLICED] = 1
     vm[Vm.ENDLESS] = 0
     vm[Vm.FREE_CPUS] = 0
-    vm[Vm.RUN_HEAD] = 0
-    vm[Vm.RUN_TAIL] = 0
-    for actor in range(actors):
-        if actor < cpus:
+    vm[Vm.RUN_HEAD] = vm[Vm.RUN_TAIL] = cpus
+    for k in range(workers):
+        actor = m.run_queue[k]
+        m.cpu[actor, Cpu.SIBLING] = ANY_SIBLING if env.setup[Setup.SMT] > 1 else 0
+        if k < cpus:
             m.cpu[actor, Cpu.SLICE_END] = first_slice(env, actor)
         else:
             enqueue(m, actor, np.int64(0), np.int64(0))
@@ -109,7 +128,6 @@ def end_slice(m: Machine, env: Env, actor: int) -> None:
         c[Cpu.SLICE_END] = NEVER
         vm[Vm.ENDLESS] = 1
         return
-    close_stream(m, actor)
     if in_guest(m, actor, now):
         m.counters[Counter.EXITS] += 1
         c[Cpu.PML] = 0
@@ -135,8 +153,8 @@ def sleep(m: Machine, env: Env, actor: int) -> None:
     c = m.cpu[actor]
     now = c[Cpu.TIME]
     c[Cpu.TIME] = NEVER
+    c[Cpu.ON_CPU] = OnCpu.SLEEPS
     if takes_turns(m, actor):
-        c[Cpu.ON_CPU] = OnCpu.SLEEPS
         c[Cpu.SLICE_END] = 0
         free_cpu(m, env, now)
 
@@ -146,6 +164,7 @@ def wake_up(m: Machine, env: Env, actor: int, now: int, ready: int) -> None:
     """The actor may go on from `ready` on; on a CPU that is free, or as soon as it gets one."""
     c = m.cpu[actor]
     if not takes_turns(m, actor):
+        c[Cpu.ON_CPU] = OnCpu.RUNS
         c[Cpu.TIME] = ready
     elif m.vm[Vm.FREE_CPUS] > 0:
         m.vm[Vm.FREE_CPUS] -= 1

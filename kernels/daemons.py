@@ -16,7 +16,7 @@ from kernels.calls import (
     set_merged,
     unshare_folio,
 )
-from kernels.contention import open_stream
+from kernels.contention import move_memory
 from kernels.cost import Cost
 from kernels.fault import run_phase
 from kernels.jit import jit
@@ -261,9 +261,9 @@ def on_daemon_start_done(m: Machine, env: Env, actor: int) -> bool:
     action = c[Cpu.ACTION]
     done = do_inside_pair(m, actor, action)
     c[Cpu.COMMITTED] = done
-    ns = flush_host(m, env, actor) if done else np.int64(0)
-    if action == Action.KSM_SPLIT:
-        ns += env.costs[Cost.SPLIT_PMD_NS]
+    if done:
+        flush_host(m, env, actor)
+    ns = env.costs[Cost.SPLIT_PMD_NS] if action == Action.KSM_SPLIT else np.int64(0)
     return plan_callback(m, env, actor, np.int64(done and replaces_page(action)), ns)
 
 
@@ -272,8 +272,9 @@ def on_daemon_end_done(m: Machine, env: Env, actor: int) -> bool:
     release(m, actor, FOR_WRITE)
     c = m.cpu[actor]
     if c[Cpu.KIND] == Actor.KHUGEPAGED:
-        c[Cpu.TIME] += copy_into_thp(m, env, host_region(m, c[Cpu.PAGE]))
-        open_stream(m, env, actor)
+        ns = copy_into_thp(m, env, host_region(m, c[Cpu.PAGE]))
+        move_memory(m, env, actor)
+        c[Cpu.TIME] += ns
         c[Cpu.PHASE] = Phase.COPIED
         return False
     c[Cpu.PHASE] = Phase.MERGE

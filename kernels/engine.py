@@ -3,7 +3,7 @@
 import numpy as np
 
 from kernels.calls import make_call
-from kernels.contention import close_stream, settle, slowed
+from kernels.contention import settle
 from kernels.cores import end_slice, leave_event, start_cores
 from kernels.daemons import run_daemon_phase, start_daemons, stop_daemons
 from kernels.fault import FIRST, half_exit, step_phase
@@ -37,7 +37,7 @@ def run_events(m: Machine, env: Env, budget: int) -> int:
 
     OVER, NO_END: more than `budget` events, or TOO_LATE: nobody goes on before NEVER."""
     ahead = looks_ahead(m, env)
-    running = m.vm[Vm.ACTORS]
+    running = m.vm[Vm.WORKERS]
     while True:
         actor = next_actor(m) if running else next_daemon(m)
         if actor < 0:
@@ -64,8 +64,7 @@ def looks_ahead(m: Machine, env: Env) -> bool:
 def horizon_of(m: Machine, env: Env, actor: int) -> int:
     """Until then nobody can change what the vCPU's accesses find: before the next event in flight, and before the first thing
     that another vCPU does after its next access, should that exit."""
-    first_half = half_exit(env, FIRST)
-    first_half = min(first_half, slowed(env, first_half))  # of whichever vCPU
+    first_half = half_exit(env, FIRST) if env.setup[Setup.SMT] == 1 else 0  # a sibling that is done speeds the other up
     return min(m.flight[1], next_other(m.touch, actor) + first_half)
 
 
@@ -110,7 +109,6 @@ def run_daemon_event(m: Machine, env: Env, actor: int) -> None:
     going = True
     while going:
         record_event(m, actor, m.cpu[actor, Cpu.TIME], m.cpu[actor, Cpu.PHASE])
-        close_stream(m, actor)
         begin = m.cpu[actor, Cpu.TIME]
         going = run_daemon_phase(m, env, actor)
         going = settle(m, env, actor, begin) and going

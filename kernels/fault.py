@@ -7,7 +7,7 @@ Sources: kvm_tdp_page_fault(), kvm_faultin_pfn(), hva_to_pfn(), kvm_tdp_mmu_map(
 
 import numpy as np
 
-from kernels.contention import close_stream, open_stream, own_work, refill, settle
+from kernels.contention import move_memory, own_work, refill, settle
 from kernels.cost import Cost
 from kernels.jit import jit, shared
 from kernels.locks import acquire, lock_mmap_read, release, unlock_mmap_read, wait_for_page, wake_page_waiters
@@ -60,6 +60,7 @@ FIXED = np.int64(Outcome.FIXED)
 RETRY = np.int64(Outcome.RETRY)  # typed, so that finish_fault() is compiled once
 READ, WRITE = np.int64(0), np.int64(1)
 FIRST, SECOND = np.int64(0), np.int64(1)
+SHORTEST_RETRY_NS = np.int64(1)  # while something is being invalidated, or that would never end
 
 
 @jit
@@ -209,8 +210,9 @@ def on_walk(m: Machine, env: Env, actor: int) -> bool:
     else:
         c[Cpu.ACTION] = action
         refill(m, env, actor, action)
-        c[Cpu.TIME] += begin_fault(m, env, page, action)
-        open_stream(m, env, actor)
+        ns = begin_fault(m, env, page, action)
+        move_memory(m, env, actor)
+        c[Cpu.TIME] += ns
         c[Cpu.PHASE] = Phase.COMMIT
     return False
 
@@ -295,15 +297,12 @@ def on_map(m: Machine, env: Env, actor: int) -> bool:
 @jit
 def on_map_held(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
-    ns = env.costs[Cost.MMU_LOCK_READ_NS]
     c[Cpu.OUTCOME] = RETRY
     if not is_stale(m, actor):
         c[Cpu.OUTCOME], flushes = install(m, env, actor)
         for _ in range(flushes):
-            ns += flush_guest(m, env, actor)
-    if env.setup[Setup.MMU] != Mmu.TDP:
-        m.counters[Counter.MMU_LOCK_WRITE_HOLD_NS] += ns
-    c[Cpu.TIME] += ns
+            flush_guest(m, env, actor)
+    c[Cpu.TIME] += env.costs[Cost.MMU_LOCK_READ_NS]
     c[Cpu.PHASE] = Phase.MAP_DONE
     return False
 
@@ -315,23 +314,30 @@ def on_map_done(m: Machine, env: Env, actor: int) -> bool:
 
 
 @jit
+def retry_ns(m: Machine, ns: int) -> int:
+    """What lies between two tries: time goes on, also where costs are 0."""
+    return max(SHORTEST_RETRY_NS, ns) if m.vm[Vm.IN_PROGRESS] else ns
+
+
+@jit
 def finish_fault(m: Machine, env: Env, actor: int, outcome: int) -> bool:
     """Back into the guest, whatever the outcome; a prefault loops inside the kernel and counts no pf_*."""
     c = m.cpu[actor]
     if c[Cpu.KIND] == Actor.PREFAULT:
         if outcome == Outcome.RETRY:
             c[Cpu.PHASE] = Phase.FAULT
-            c[Cpu.TIME] += env.costs[Cost.KVM_FAULT_NS]
+            c[Cpu.TIME] += retry_ns(m, env.costs[Cost.KVM_FAULT_NS])
         else:
             step_cursor(m, actor, leaf_order(m, c[Cpu.PAGE]))
         return False
+    back_ns = half_exit(env, SECOND)
     if outcome == Outcome.RETRY:
         m.counters[Counter.PF_RETRY] += 1
+        back_ns = retry_ns(m, back_ns)
     elif outcome == Outcome.FIXED:
         m.counters[Counter.PF_FIXED] += 1
     else:
         m.counters[Counter.PF_SPURIOUS] += 1
-    back_ns = half_exit(env, SECOND)
     record_latency(m, c[Cpu.TIME] - c[Cpu.EXIT_TIME] + own_work(m, env, actor, back_ns))
     c[Cpu.TIME] += back_ns
     c[Cpu.PHASE] = Phase.TOUCH
@@ -383,7 +389,6 @@ def run_notifier_phase(m: Machine, env: Env, actor: int, phase: int) -> bool:
 @jit
 def step_phase(m: Machine, env: Env, actor: int) -> bool:
     """run_phase() in time: with what the phase waits for."""
-    close_stream(m, actor)
     c = m.cpu[actor]
     begin = c[Cpu.TIME]
     touching = c[Cpu.PHASE] == Phase.TOUCH
@@ -402,7 +407,6 @@ def finish_access(m: Machine, env: Env, actor: int, budget: int) -> bool:
         m.vm[Vm.EVENTS] += 1
         if m.vm[Vm.EVENTS] > budget:
             return False
-        close_stream(m, actor)
         begin = c[Cpu.TIME]
         run_phase(m, env, actor)
         settle(m, env, actor, begin)

@@ -105,6 +105,7 @@ def reset_lab(lab: Machine, m: Machine, env: Env) -> None:
     lab.vm[Vm.EVENTS] = 0
     lab.vm[Vm.ACTORS] = 1
     lab.vm[Vm.FAULT_MAX_NS] = 0
+    lab.vm[Vm.MEMORY_FREE] = 0
     lab.counters[:] = 0
     lab.gauges[:] = 0
     lab.cpu[:] = 0

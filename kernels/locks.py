@@ -17,7 +17,7 @@ def acquire(m: Machine, env: Env, actor: int, write: int) -> bool:
     line_ns = own_line(m, env, actor, Vm.MMU_LINE_OWNER)
     idle = vm[Vm.QUEUE_HEAD] == vm[Vm.QUEUE_TAIL] and not vm[Vm.WRITER]
     if idle and not (write and vm[Vm.READERS] > 0):
-        take(m, write)
+        take(m, write, m.cpu[actor, Cpu.TIME])
         vm[Vm.DELAY] += line_ns
         return line_ns == 0
     m.queue[vm[Vm.QUEUE_TAIL]] = actor * 2 + write
@@ -28,9 +28,10 @@ def acquire(m: Machine, env: Env, actor: int, write: int) -> bool:
 
 
 @jit
-def take(m: Machine, write: int) -> None:
+def take(m: Machine, write: int, now: int) -> None:
     if write:
         m.vm[Vm.WRITER] = 1
+        m.vm[Vm.WRITER_SINCE] = now
     else:
         m.vm[Vm.READERS] += 1
 
@@ -39,8 +40,10 @@ def take(m: Machine, write: int) -> None:
 def release(m: Machine, actor: int, write: int) -> None:
     """Give mmu_lock back at the actor's time and grant it to the head of the queue: one writer, or all readers before one."""
     vm = m.vm
+    now = m.cpu[actor, Cpu.TIME]
     if write:
         vm[Vm.WRITER] = 0
+        m.counters[Counter.MMU_LOCK_WRITE_HOLD_NS] += now - vm[Vm.WRITER_SINCE]
     else:
         vm[Vm.READERS] -= 1
     while vm[Vm.QUEUE_HEAD] != vm[Vm.QUEUE_TAIL] and not vm[Vm.WRITER]:
@@ -48,8 +51,8 @@ def release(m: Machine, actor: int, write: int) -> None:
         if head & 1 and vm[Vm.READERS] > 0:
             return
         vm[Vm.QUEUE_HEAD] = (vm[Vm.QUEUE_HEAD] + 1) % len(m.queue)
-        take(m, head & 1)
-        wake(m, head >> 1, m.cpu[actor, Cpu.TIME])
+        take(m, head & 1, now)
+        wake(m, head >> 1, now)
 
 
 @jit

@@ -6,7 +6,7 @@ shrinks only when nothing is in progress any more.
 
 import numpy as np
 
-from kernels.contention import lock_pmd, open_stream, refill
+from kernels.contention import is_working, lock_pmd, move_memory, refill
 from kernels.cost import Cost
 from kernels.jit import jit, shared
 from kernels.locks import acquire, release
@@ -21,7 +21,6 @@ from kernels.spec import (
     Cpu,
     HostPmd,
     Mmu,
-    OnCpu,
     Phase,
     Setup,
     Vm,
@@ -58,19 +57,19 @@ def kick(m: Machine, env: Env, actor: int, now: int) -> None:
 
 
 @jit
-def shootdown_ns(m: Machine, env: Env, targets: int) -> int:
-    """Time of a synchronous shootdown of so many CPUs; none at all is free."""
+def shoot_down(m: Machine, env: Env, targets: int) -> None:
+    """The present event waits for so many CPUs to flush their TLBs; none at all is free."""
     if targets == 0:
-        return 0
+        return
     ns = env.costs[Cost.TLB_FLUSH_NS] + (targets - 1) * env.costs[Cost.TLB_FLUSH_TARGET_NS]
     m.counters[Counter.TLB_IPIS] += targets
     m.counters[Counter.FLUSH_NS] += ns
-    return ns
+    m.vm[Vm.DELAY] += ns
 
 
 @jit
-def flush_guest(m: Machine, env: Env, actor: int) -> int:
-    """kvm_flush_remote_tlbs(): kicks every other vCPU that is in the guest; returns ns."""
+def flush_guest(m: Machine, env: Env, actor: int) -> None:
+    """kvm_flush_remote_tlbs(): kicks every other vCPU that is in the guest."""
     m.counters[Counter.REMOTE_TLB_FLUSH_REQUESTS] += 1
     targets = NOTHING
     now = m.cpu[actor, Cpu.TIME]
@@ -80,19 +79,18 @@ def flush_guest(m: Machine, env: Env, actor: int) -> int:
             targets += 1
     if targets > 0:
         m.counters[Counter.REMOTE_TLB_FLUSH] += 1
-    return shootdown_ns(m, env, targets)
+    shoot_down(m, env, targets)
 
 
 @jit
 def is_running(m: Machine, actor: int) -> bool:
     """The VMM's page table is on a CPU because of the actor (mm_cpumask)."""
-    c = m.cpu[actor]
-    return c[Cpu.PHASE] != Phase.DONE and c[Cpu.KIND] != Actor.IDLE and c[Cpu.ON_CPU] == OnCpu.RUNS
+    return is_working(m, actor) and m.cpu[actor, Cpu.KIND] != Actor.IDLE
 
 
 @jit
-def flush_host(m: Machine, env: Env, actor: int) -> int:
-    """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not; returns ns."""
+def flush_host(m: Machine, env: Env, actor: int) -> None:
+    """flush_tlb_mm_range() of the VMM's own page table: every other thread of it on a CPU, in the guest or not."""
     targets = NOTHING
     now = m.cpu[actor, Cpu.TIME]
     for other in range(m.vm[Vm.ACTORS]):
@@ -100,7 +98,7 @@ def flush_host(m: Machine, env: Env, actor: int) -> int:
             targets += 1
             if in_guest(m, other, now):
                 kick(m, env, other, now)
-    return shootdown_ns(m, env, targets)
+    shoot_down(m, env, targets)
 
 
 @shared
@@ -122,7 +120,7 @@ def begin_replacement(m: Machine, env: Env, actor: int, action: int) -> None:
     c[Cpu.OLD] = host_pte(m, c[Cpu.PAGE])
     c[Cpu.ACTION] = action
     refill(m, env, actor, action)
-    open_stream(m, env, actor)
+    move_memory(m, env, actor)
     c[Cpu.TIME] += ns
     c[Cpu.PHASE] = Phase.START
 
@@ -135,11 +133,9 @@ def lock_for(m: Machine, env: Env, actor: int, held: int) -> bool:
 
 
 @jit
-def hold(m: Machine, env: Env, actor: int, flush_ns: int, done: int) -> bool:
-    """Keep mmu_lock for a callback's work and its flush."""
-    ns = env.costs[Cost.MMU_LOCK_WRITE_NS] + flush_ns
-    m.counters[Counter.MMU_LOCK_WRITE_HOLD_NS] += ns
-    m.cpu[actor, Cpu.TIME] += ns
+def hold(m: Machine, env: Env, actor: int, done: int) -> bool:
+    """Keep mmu_lock for a callback's work, and what that waits for."""
+    m.cpu[actor, Cpu.TIME] += env.costs[Cost.MMU_LOCK_WRITE_NS]
     m.cpu[actor, Cpu.PHASE] = done
     return False
 
@@ -185,8 +181,9 @@ def on_start_held(m: Machine, env: Env, actor: int) -> bool:
     if not replaces_page(c[Cpu.ACTION]):
         first, end = region_of_slot(m, c[Cpu.PAGE])
     open_range(m, first, end)
-    flush_ns = flush_guest(m, env, actor) if zap(m, first, end) else NOTHING
-    return hold(m, env, actor, flush_ns, Phase.START_DONE)
+    if zap(m, first, end):
+        flush_guest(m, env, actor)
+    return hold(m, env, actor, Phase.START_DONE)
 
 
 @jit
@@ -195,9 +192,11 @@ def on_start_done(m: Machine, env: Env, actor: int) -> bool:
     c = m.cpu[actor]
     action = c[Cpu.ACTION]
     replaced = replace_entry(m, c[Cpu.PAGE], action, c[Cpu.OLD])
-    ns = flush_host(m, env, actor) if replaced else NOTHING
+    ns = NOTHING
+    if replaced:
+        flush_host(m, env, actor)
     if action == Action.SPLIT_HUGE_ZERO or action == Action.SPLIT_THP:
-        ns += env.costs[Cost.SPLIT_PMD_NS]
+        ns = env.costs[Cost.SPLIT_PMD_NS]
         lock_pmd(m, env, actor)
     return plan_callback(m, env, actor, np.int64(replaced and replaces_page(action)), ns)
 
@@ -226,7 +225,7 @@ def on_change_held(m: Machine, env: Env, actor: int) -> bool:
     prefetches = env.policy[Behaviour.CHANGE_PTE_PREFETCH] and env.setup[Setup.MMU] == Mmu.TDP
     if prefetches and (kind == Actor.GUEST or kind == Actor.PREFAULT):
         prefetch_4k(m, m.cpu[actor, Cpu.PAGE])
-    return hold(m, env, actor, NOTHING, Phase.CHANGE_DONE)
+    return hold(m, env, actor, Phase.CHANGE_DONE)
 
 
 @jit
@@ -249,4 +248,4 @@ def on_end(m: Machine, env: Env, actor: int) -> bool:
 def on_end_held(m: Machine, env: Env, actor: int) -> bool:
     m.vm[Vm.SEQ] += 1
     m.vm[Vm.IN_PROGRESS] -= 1
-    return hold(m, env, actor, NOTHING, Phase.END_DONE)
+    return hold(m, env, actor, Phase.END_DONE)

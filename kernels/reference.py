@@ -12,6 +12,7 @@ Rules: mm/memory.c, mm/huge_memory.c, mm/hugetlb.c, virt/kvm/kvm_main.c and arch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 from kernels.cost import DEFAULT_COSTS, Cost
@@ -75,6 +76,7 @@ OPS: Mapping[type[Step], str] = {
     KsmMerge: "ksm_merge",
 }
 E = TypeVar("E", Backing, Mmu, ThpEnabled, Prealloc)
+T = TypeVar("T")
 ActorPath = Callable[[Task], Iterator[Wait]]
 
 
@@ -86,8 +88,15 @@ def idle(_task: Task, ns: int) -> Iterator[Wait]:
     yield Guest(ns)
 
 
-def paths_of(vm: Kvm, step: Step, vcpus: int) -> tuple[Actor, list[ActorPath]]:
-    """Who runs in the step, and one path per actor."""
+def path_over(path: Callable[[Task, Iterator[T]], Iterator[Wait]], items: Iterator[T]) -> ActorPath | None:
+    """An actor's path over these, or None if there are none."""
+    for first in items:
+        return lambda task: path(task, chain((first,), items))
+    return None
+
+
+def paths_of(vm: Kvm, step: Step, vcpus: int) -> tuple[Actor, list[ActorPath | None]]:
+    """Who runs in the step, and one path per actor; None for one that has nothing to do."""
     pages = vm.config.pages
     match step:
         case Populate():
@@ -97,20 +106,20 @@ def paths_of(vm: Kvm, step: Step, vcpus: int) -> tuple[Actor, list[ActorPath]]:
         case PreFault():
             return Actor.PREFAULT, [vm.pre_fault_memory]
         case VmmCow():
-            return Actor.OUTSIDE, [partial(vm.cow_outside, pages=step.pages)]
+            return Actor.OUTSIDE, [partial(vm.cow_outside, pages=step.pages) if step.pages else None]
         case HostTouch():
-            return Actor.HOST, [partial(vm.host_touch, gfns=host_pages(step, pages), write=step.access == Access.WRITE)]
+            return Actor.HOST, [path_over(partial(vm.host_touch, write=step.access == Access.WRITE), host_pages(step, pages))]
         case Idle():
             return Actor.IDLE, [partial(idle, ns=step.ns)]
         case TouchList():
-            return Actor.GUEST, [partial(vm.vcpu, accesses=own, think_ns=0) for own in list_accesses(step, vcpus)]
+            return Actor.GUEST, [path_over(partial(vm.vcpu, think_ns=0), own) for own in list_accesses(step, vcpus)]
         case Touch(skip_hits=True):
             start, units, visits = skipped_part(step, pages, vcpus)
             own = vcpu_key(vm.key, 0)
             return Actor.GUEST, [partial(vm.skipping_vcpu, step=step, start=start, n=units, touches=visits, key=own)]
         case Touch():
             made = touch_accesses(step, pages, vcpus, vm.key)
-            return Actor.GUEST, [partial(vm.vcpu, accesses=own, think_ns=step.think_ns) for own in made]
+            return Actor.GUEST, [path_over(partial(vm.vcpu, think_ns=step.think_ns), own) for own in made]
     raise TypeError(f"{step} has no actors")
 
 

@@ -66,11 +66,11 @@ def collapse_huge_page(vm: Kvm, settings: Khugepaged, task: Task, region: int) -
         yield Kernel(notifier)
         yield from vm.invalidate_range_start(task, span)
         vm.host.set_pmd(region, HostPmd.COLLAPSING)  # pmdp_collapse_flush()
-        yield Kernel(vm.flush_tlb_mm(task) + notifier)
+        yield Kernel(notifier, vm.flush_tlb_mm(task))
         yield from vm.invalidate_range_end(task)
         copied = vm.host.to_copy(region) * PAGE_BYTES
         copy_ns = copy_into_thp(vm, region)
-        yield Kernel(copy_ns, vm.stream(task, PMD_BYTES + copied, copy_ns))  # copied bytes are read and written, the rest is cleared
+        yield Kernel(copy_ns, vm.move(task, PMD_BYTES + copied, copy_ns))  # copied bytes are read and written, the rest is cleared
         vm.host.collapse(region)
     vm.unlock(task, vm.mmap_lock)
 
@@ -123,7 +123,7 @@ def split_folio(vm: Kvm, task: Task, region: int) -> Path[None]:
         vm.host.split_folio(region)
         vm.count["thp_split_pmd"] += 1
         flush_ns = vm.flush_tlb_mm(task)
-    yield Kernel(flush_ns + vm.costs[Cost.SPLIT_PMD_NS] + notifier)
+    yield Kernel(vm.costs[Cost.SPLIT_PMD_NS] + notifier, flush_ns)
     yield from vm.invalidate_range_end(task)
 
 

@@ -17,6 +17,8 @@ from kernels.reference_workload import Accesses
 from kernels.spec import PAGE_BYTES, PMD_ORDER, PML_ENTRIES, PREFETCH_PAGES, Access, Outcome, SptePmd
 from kernels.steps import Touch
 
+SHORTEST_RETRY_NS = 1  # while something is being invalidated, or that would never end
+
 
 class Kvm(PrimaryMmu):
     """The VM: faults of its vCPUs, and the VMM's loops over its memory."""
@@ -74,6 +76,8 @@ class Kvm(PrimaryMmu):
             outcome = yield from self.page_fault(task, gfn, access, prefetch=False)
         self.count["pf_" + outcome.name.lower()] += 1
         back_ns = exit_ns - exit_ns // 2 + fault_ns - fault_ns // 2
+        if outcome == Outcome.RETRY and self.in_progress:
+            back_ns = max(SHORTEST_RETRY_NS, back_ns)
         latency = task.time + self.scaled(task, back_ns) - exited
         self.count["fault_ns"] += latency
         self.latencies.append(latency)
@@ -109,9 +113,7 @@ class Kvm(PrimaryMmu):
         outcome, flush = Outcome.RETRY, False
         if not self.is_stale(gfn, seq):
             outcome, flush = self.map_leaf(gfn, access, map_writable, prefetch)
-        ns = self.costs[Cost.MMU_LOCK_READ_NS] + (self.flush_remote_tlbs(task) if flush else 0)
-        self.count["mmu_lock_write_hold_ns"] += 0 if self.config.tdp else ns
-        yield Kernel(ns)
+        yield Kernel(self.costs[Cost.MMU_LOCK_READ_NS], self.flush_remote_tlbs(task) if flush else 0)
         self.unlock(task, self.mmu_lock)
         return outcome
 
@@ -220,10 +222,11 @@ class Kvm(PrimaryMmu):
         """kvm_arch_vcpu_pre_fault_memory(): read faults with prefetch = true, RETRY loops in kvm_tdp_map_page()."""
         gfn = 0
         while gfn < self.config.pages:
-            outcome = Outcome.RETRY
+            outcome, fault_ns = Outcome.RETRY, self.costs[Cost.KVM_FAULT_NS]
             while outcome == Outcome.RETRY:
-                yield Kernel(self.costs[Cost.KVM_FAULT_NS])
+                yield Kernel(fault_ns)
                 outcome = yield from self.page_fault(task, gfn, Access.READ, prefetch=True)
+                fault_ns = max(SHORTEST_RETRY_NS, fault_ns) if self.in_progress else fault_ns
             order = self.sptes.walk(gfn)[0]
             gfn = (gfn >> order) + 1 << order
             yield Guest(0)

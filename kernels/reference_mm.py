@@ -56,7 +56,7 @@ class PrimaryMmu(MmuNotifier):
         """What a fault does before it sets the entry: a page of so many bytes from the buddy allocator, bytes to clear and to copy."""
         memory_ns = (self.clear(clears) if clears else 0) + (self.copy(copies) if copies else 0)
         delay = self.refill(task, allocates) if allocates else 0
-        return Kernel(ns + memory_ns, delay + self.stream(task, clears + 2 * copies, memory_ns))
+        return Kernel(ns + memory_ns, delay + self.move(task, clears + 2 * copies, memory_ns))
 
     def no_huge_page(self, region: int) -> bool:
         """The allocation of a huge page for that region fails, all through the step."""
@@ -239,7 +239,7 @@ class PrimaryMmu(MmuNotifier):
         yield self.fault_work(task, notifier + self.costs[Cost.HUGE_ZERO_THP_NS], allocates=PMD_BYTES, clears=PMD_BYTES)
         yield from self.invalidate_range_start(task, self.host.span(region))
         mapped = self.map_thp(region, over=HostPmd.HZ_RO)
-        yield Kernel(notifier + (self.flush_tlb_mm(task) if mapped else 0))
+        yield Kernel(notifier, self.flush_tlb_mm(task) if mapped else 0)
         yield from self.invalidate_range_end(task)
 
     def split_huge_pmd(self, task: Task, region: int) -> Path[None]:
@@ -252,7 +252,7 @@ class PrimaryMmu(MmuNotifier):
             self.count["thp_split_pmd"] += 1
             flush_ns = self.flush_tlb_mm(task)
         wait = self.lock_page_table(task, self.host.span(region).start)
-        yield Kernel(flush_ns + self.costs[Cost.SPLIT_PMD_NS] + notifier, wait)
+        yield Kernel(self.costs[Cost.SPLIT_PMD_NS] + notifier, flush_ns + wait)
         yield from self.invalidate_range_end(task)
 
     # ---- Huge pages of any kind --------------------------------------------------------------------------------------
@@ -299,6 +299,6 @@ class PrimaryMmu(MmuNotifier):
         self.host.held += self.config.huge_bytes
         self.host.set_pmd(region, HostPmd.HUGE_RW)
         self.count["cow_huge"] += 1
-        yield Kernel(self.flush_tlb_mm(task) + notifier)
+        yield Kernel(notifier, self.flush_tlb_mm(task))
         yield from self.invalidate_range_end(task)
         self.unlock_page(task, span.start)

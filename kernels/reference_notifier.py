@@ -51,16 +51,14 @@ class MmuNotifier(Scheduler):
         return self.shootdown(task.time, targets)
 
     def flush_tlb_mm(self, task: Task) -> int:
-        """flush_tlb_mm_range() of the VMM's own page table: every other running thread of it, in the guest or not."""
-        return self.shootdown(task.time, [a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.on_cpu and not a.done])
+        """flush_tlb_mm_range() of the VMM's own page table: every other thread of it on a CPU, in the guest or not."""
+        return self.shootdown(task.time, [a for a in self.actors if a is not task and a.kind != Actor.IDLE and a.works])
 
     # ---- Callbacks ---------------------------------------------------------------------------------------------------
 
     def hold_mmu_lock(self, task: Task, flush_ns: int) -> Path[None]:
         """The rest of a callback under mmu_lock, its flush included; then the unlock."""
-        ns = self.costs[Cost.MMU_LOCK_WRITE_NS] + flush_ns
-        self.count["mmu_lock_write_hold_ns"] += ns
-        yield Kernel(ns)
+        yield Kernel(self.costs[Cost.MMU_LOCK_WRITE_NS], flush_ns)
         self.unlock(task, self.mmu_lock)
 
     def invalidate_range_start(self, task: Task, span: range) -> Path[None]:
@@ -98,7 +96,7 @@ class MmuNotifier(Scheduler):
 
     def set_pte_at_notify(self, task: Task, page: int) -> Path[None]:
         """A PTE was replaced inside a pair: its flush, then change_pte in kernels that have it."""
-        yield Kernel(self.flush_tlb_mm(task) + self.costs[Cost.NOTIFIER_NS])
+        yield Kernel(self.costs[Cost.NOTIFIER_NS], self.flush_tlb_mm(task))
         if self.behaviour[Behaviour.CHANGE_PTE]:
             yield from self.change_pte(task, page)
             yield Kernel(self.costs[Cost.NOTIFIER_NS])

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from kernels.cost import Cost
 from kernels.reference_config import Config
-from kernels.reference_time import REFILL, CacheLine, Cores, ShortHold, Thread, shares_core
+from kernels.reference_time import REFILL, CacheLine, Cores, ShortHold, Thread
 from kernels.spec import PAGE_BYTES, PMD_PAGES, PUD_ORDER, Actor, Counter
 
 
@@ -76,6 +76,11 @@ class Task(Thread):
     sleeps_on: int | None = None
     pml: int = 0  # entries in the vCPU's page-modification log
 
+    @property
+    def works(self) -> bool:
+        """It is on a CPU, if only to spin."""
+        return self.on_cpu and not self.done and (self.spins or not self.asleep)
+
     def in_guest_at(self, now: int) -> bool:
         """It runs guest code then; a flush has to interrupt it."""
         return self.in_guest and self.entered <= now
@@ -86,20 +91,23 @@ class RwLock:
     """A fair rwlock, first come, first served: kvm->mmu_lock, and mmap_lock (whose only writer is khugepaged)."""
 
     wait_counter: str
+    hold_counter: str | None  # of its writers
     spins: bool  # who waits for it keeps the CPU
     line: CacheLine = field(default_factory=CacheLine)
     readers: int = 0
     writer: bool = False
+    since: int = 0  # when its writer got it
     queue: deque[tuple[Task, bool]] = field(default_factory=deque)
 
     def admits(self, write: bool) -> bool:
         return not self.writer and not (write and self.readers)
 
-    def take(self, write: bool) -> None:
+    def take(self, write: bool, now: int) -> None:
         self.writer = write
         self.readers += not write
+        self.since = now
 
-    def release(self) -> list[Task]:
+    def release(self, now: int) -> list[Task]:
         """Give it back (by the writer if there is one); returns who has it from now on."""
         if self.writer:
             self.writer = False
@@ -108,7 +116,7 @@ class RwLock:
         woken = []
         while self.queue and self.admits(self.queue[0][1]):
             task, write = self.queue.popleft()
-            self.take(write)
+            self.take(write, now)
             woken.append(task)
         return woken
 
@@ -119,12 +127,14 @@ class Scheduler:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.costs = config.costs
-        self.mmu_lock = RwLock("mmu_lock_wait_ns", spins=True)
-        self.mmap_lock = RwLock("mmap_lock_wait_ns", spins=False)
-        self.zone_lock = ShortHold()
+        self.mmu_lock = RwLock("mmu_lock_wait_ns", "mmu_lock_write_hold_ns", spins=True)
+        self.mmap_lock = RwLock("mmap_lock_wait_ns", None, spins=False)
+        self.zone_lock, self.memory = ShortHold(), ShortHold()
         self.page_table_locks = defaultdict[int, ShortHold](ShortHold)  # of page tables that hold PMDs: one per GiB of the VMA
         self.cores: Cores | None = None  # where vCPUs take turns
         self.actors: list[Task] = []
+        self.workers: list[Task] = []  # the actors that have something to do in the step
+        self.siblings: dict[int, Task] = {}  # who has the core's other hardware thread, by an actor's number
         self.daemons: list[Task] = []
         self.who = Actor.GUEST
         self.key = 0  # of the step's random numbers
@@ -139,12 +149,13 @@ class Scheduler:
         daemon.path = path(daemon)
         self.daemons.append(daemon)
 
-    def run(self, paths: Sequence[Callable[[Task], Iterator[Wait]]], who: Actor, max_events: int) -> int:
-        """One step: all actors start at time 0. Returns when the last one is done, in ns."""
+    def run(self, paths: Sequence[Callable[[Task], Iterator[Wait]] | None], who: Actor, max_events: int) -> int:
+        """One step: all actors start at time 0, those without a path have nothing to do. Returns when the last one is done, in ns."""
         self.who = who
-        self.actors = [Task(i, who, in_guest=True) for i in range(len(paths))]
+        self.actors = [Task(i, who, in_guest=path is not None, done=path is None) for i, path in enumerate(paths)]
         for task, path in zip(self.actors, paths, strict=True):
-            task.path = path(task)
+            task.path = path(task) if path else iter(())
+        self.workers = [a for a in self.actors if not a.done]
         for number, daemon in enumerate(self.daemons, len(paths)):
             daemon.number = number
             daemon.time = max(0, daemon.time)
@@ -161,14 +172,17 @@ class Scheduler:
         return max(a.time for a in self.actors)
 
     def start_afresh(self) -> None:
-        """What is shared by the actors of one step: cache lines, short locks, CPUs."""
+        """What is shared by the actors of one step: cache lines, short locks, the memory bus, CPUs."""
         self.mmu_lock.line, self.mmap_lock.line = CacheLine(), CacheLine()
-        self.zone_lock = ShortHold()
+        self.zone_lock, self.memory = ShortHold(), ShortHold()
         self.page_table_locks.clear()
-        self.cpus = self.config.cpus(len(self.actors)) if self.who == Actor.GUEST else len(self.actors)
-        self.cores = None
-        if self.cpus < len(self.actors):
-            self.cores = Cores(self.actors, self.cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS], self.key)
+        self.cpus = self.config.cpus(len(self.workers)) if self.who == Actor.GUEST else len(self.workers)
+        self.cores, self.siblings = None, {}
+        if self.cpus < len(self.workers):
+            self.cores = Cores(self.workers, self.cpus, self.costs[Cost.TIME_SLICE_NS], self.costs[Cost.CONTEXT_SWITCH_NS], self.key)
+        elif self.who == Actor.GUEST and self.config.cores is not None:  # a thread on each core, then the second ones
+            for one, other in zip(self.workers, self.workers[self.config.cores :], strict=False):
+                self.siblings |= {one.number: other, other.number: one}
 
     def pass_time(self, ns: int) -> None:
         """A step is over: times of the daemons count from the next one's start."""
@@ -195,16 +209,14 @@ class Scheduler:
             self.advance(task)
             return
         in_guest = task.in_guest_at(end)
-        if self.cores.end_slice(task, end):
-            task.streams = False
-            if in_guest:
-                self.count["exits"] += 1
-                task.pml = 0
+        if self.cores.end_slice(task, end) and in_guest:
+            self.count["exits"] += 1
+            task.pml = 0
 
     def advance(self, task: Task) -> None:
         """One event of the actor's own; if it sleeps then or is done, its CPU is free."""
         task.began = task.time
-        task.streams = task.resting = False
+        task.resting = False
         self.follow(task)
         if self.cores and task.kind == Actor.GUEST and (task.done or (task.asleep and not task.spins)):
             self.cores.leave(task, task.began)
@@ -233,11 +245,14 @@ class Scheduler:
         task.in_guest = False
 
     def scaled(self, task: Task, ns: int) -> int:
-        """What its own work takes: longer while another vCPU works on the same core."""
-        if task.kind != Actor.GUEST or self.config.cores is None:
-            return ns
-        shares = shares_core(task.number, len(self.actors), self.config.cores, self.config.smt)
-        return ns * self.costs[Cost.SMT_NS] // 1000 if shares else ns
+        """What its own work takes: longer if another vCPU works on the same core now."""
+        return ns * self.costs[Cost.SMT_NS] // 1000 if task.kind == Actor.GUEST and self.shares_core(task) else ns
+
+    def shares_core(self, task: Task) -> bool:
+        """Where CPUs are given from vCPU to vCPU: more of them are in use than there are cores."""
+        if self.cores and self.config.cores is not None:
+            return self.cores.cpus - self.cores.idle > self.config.cores
+        return task.number in self.siblings and self.siblings[task.number].works
 
     # ---- Locks -------------------------------------------------------------------------------------------------------
 
@@ -252,7 +267,7 @@ class Scheduler:
             lock.queue.append((task, write))
             task.asleep = True
             return False
-        lock.take(write)
+        lock.take(write, now)
         return task.time == now
 
     def take_mmu_lock(self, write: bool) -> Path[None]:
@@ -261,7 +276,9 @@ class Scheduler:
 
     def unlock(self, task: Task, lock: RwLock) -> None:
         task.spins &= not lock.spins
-        for other in sorted(lock.release(), key=lambda a: a.number):
+        if lock.writer and lock.hold_counter:
+            self.count[lock.hold_counter] += task.time - lock.since
+        for other in sorted(lock.release(task.time), key=lambda a: a.number):
             self.count[lock.wait_counter] += max(0, task.time - other.time)
             self.wake(other, task.time)
 
@@ -282,7 +299,7 @@ class Scheduler:
 
     def refill(self, task: Task, nbytes: int) -> int:
         """rmqueue_pcplist(), rmqueue_bulk() for a page of that size; returns the wait for zone->lock."""
-        if len(self.actors) == 1:
+        if len(self.workers) == 1:
             return 0
         wait = 0
         if task.free_pages[nbytes] == 0:
@@ -292,14 +309,14 @@ class Scheduler:
         task.free_pages[nbytes] -= 1
         return wait
 
-    def stream(self, task: Task, traffic: int, work_ns: int) -> int:
+    def move(self, task: Task, traffic: int, work_ns: int) -> int:
         """So many bytes go over the memory bus, all CPUs' together; returns what that takes longer than the CPU itself needs."""
         if not traffic:
             return 0
-        task.streams = True
-        streams = sum(other.streams for other in self.actors + self.daemons)
-        least = streams * (self.costs[Cost.MEMORY_2M_NS] * (traffic // PAGE_BYTES) // PMD_PAGES)
-        wait = max(0, least - self.scaled(task, work_ns))
+        alone = self.costs[Cost.MEMORY_2M_NS] * (traffic // PAGE_BYTES) // PMD_PAGES
+        share = (self.cpus + len(self.daemons)) * alone  # when everybody else has as much to move
+        through = min(share, self.memory.hold(task.time, alone) + alone)
+        wait = max(0, through - self.scaled(task, work_ns))
         self.count["bandwidth_wait_ns"] += wait
         return wait
 

@@ -23,7 +23,6 @@ class Thread:
     kind: Actor
     time: int = 0  # of its next event; of one that waits for a lock: when it could go on at the earliest
     began: int = 0  # its last event
-    streams: bool = False  # it clears or copies memory until its next event
     spins: bool = False  # it holds mmu_lock or waits for it: no preemption
     on_cpu: bool = True
     entered: int = 0  # when it is back in the guest; off its CPU: how long after it has one again
@@ -51,7 +50,7 @@ class CacheLine:
 
 @dataclass
 class ShortHold:
-    """A lock that is held for a known time: zone->lock, a page table's lock."""
+    """What one after the other has for a known time: zone->lock, a page table's lock, the memory bus."""
 
     free: int = 0
 
@@ -62,19 +61,13 @@ class ShortHold:
         return wait
 
 
-def shares_core(number: int, vcpus: int, cores: int, smt: int) -> bool:
-    """The core's other hardware thread belongs to another vCPU: they are given out core by core, then once more."""
-    if smt == 1 or vcpus <= cores:
-        return False
-    return vcpus > cores * smt or number >= cores or number + cores < vcpus
-
-
 class Cores:
     """Fewer CPUs than vCPUs: threads take turns, first come, first served."""
 
     def __init__(self, threads: Sequence[Thread], cpus: int, slice_ns: int, switch_ns: int, key: int) -> None:
         self.threads = threads
-        self.idle = 0  # CPUs; none while somebody is queued
+        self.cpus = cpus
+        self.idle = 0  # of the CPUs; none while somebody is queued
         self.slice_ns = max(MIN_SLICE_NS, slice_ns)
         self.switch_ns = switch_ns
         self.wait_ns = 0  # summed over all who were queued

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
+from kernels.checks import MOST_EVENTS, PointError, check_counts, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Cost, check_smt, cost_row
 from kernels.draws import cut, step_key
 from kernels.engine import SPLIT, TOO_LATE
@@ -20,7 +20,6 @@ from kernels.loops import Loop, run_loop
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
 from kernels.spec import (
-    KVM_MAX_VCPUS,
     NEVER,
     PMD_BYTES,
     PMD_ORDER,
@@ -54,7 +53,6 @@ PERCENTILES: Mapping[str, tuple[int, int]] = {
 NS_PER_MS = 1_000_000
 DAEMONS = 2  # khugepaged and ksmd
 EVENTS_PER_ACCESS = 4096  # a step that needs more has run into a storm that does not end
-MOST_EVENTS = 1 << 62
 FAULTS_PER_PAGE = 4  # a read, a write, each after a loss of the page
 NEVER_YEARS = NEVER // (365 * 86_400 * 10**9)
 E = TypeVar("E", Backing, ThpEnabled, Prealloc, Mmu)
@@ -286,9 +284,7 @@ def simulate(
     kind, how = member(Backing, backing, "backing"), member(Mmu, mmu, "mmu")
     traits = traits_of(kind, member(ThpEnabled, thp_enabled, "thp_enabled"))
     check_point(memory, offset, guest_page, thp_failure, traits, khugepaged, ksm)
-    check_count("vcpus", vcpus, KVM_MAX_VCPUS)
-    check_count("prealloc_threads", prealloc_threads, KVM_MAX_VCPUS)
-    check_cores(cores, smt)
+    check_counts(vcpus, prealloc_threads, cores, smt, trace_rows, max_events)
     behaviour = behaviours(kernel, policy)
     todo = all_steps(member(Prealloc, prealloc, "prealloc"), prealloc_threads, steps)
     geometry = geometry_of(memory, offset, traits.gigantic)

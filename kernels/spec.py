@@ -336,15 +336,14 @@ class Cpu(IntEnum):
     OLD = 23  # host entry that the action replaces, as it was read
     PML = 24  # entries in the vCPU's page-modification log
     MMAP = 25  # MmapLock
-    STREAMING = 26  # its memory traffic is in flight
-    PCP_SMALL = 27  # free pages on its CPU's list
-    PCP_HUGE = 28
-    SHARES_CORE = 29  # the core's other hardware thread works too
-    ON_CPU = 30  # OnCpu
-    OFF_TIME = 31  # when it was queued for a CPU
-    REST = 32  # what was left of its work then
-    SLICE_END = 33  # NEVER: it ran out, and nobody waited
-    GUEST_FROM = 34  # when it was, or will be, back in the guest; off its CPU: how much later than its CPU
+    PCP_SMALL = 26  # free pages on its CPU's list
+    PCP_HUGE = 27
+    SIBLING = 28  # 1 + the actor on the core's other hardware thread; 0: nobody; see contention.ANY_SIBLING
+    ON_CPU = 29  # OnCpu
+    OFF_TIME = 30  # when it was queued for a CPU
+    REST = 31  # what was left of its work then
+    SLICE_END = 32  # NEVER: it ran out, and nobody waited
+    GUEST_FROM = 33  # when it was, or will be, back in the guest; off its CPU: how much later than its CPU
 
 
 class OnCpu(IntEnum):
@@ -409,7 +408,7 @@ class Vm(IntEnum):
     MMAP_LINE_OWNER = 39
     MMAP_LINE_FREE = 40
     ZONE_FREE = 41
-    STREAMS = 42
+    MEMORY_FREE = 42  # when the memory bus is, as far as traffic has begun
     TRAFFIC = 43  # bytes that the present event moves
     TRAFFIC_NS = 44
     SLICED = 45  # fewer CPUs than vCPUs: they take turns
@@ -417,7 +416,9 @@ class Vm(IntEnum):
     FREE_CPUS = 47
     RUN_HEAD = 48
     RUN_TAIL = 49
-    CPUS = 50  # that the step's actors have
+    WORKERS = 50  # how many of the step's actors have something to do
+    CPUS = 51  # that those have
+    WRITER_SINCE = 52  # when mmu_lock's writer got it
 
 
 class Stream(IntEnum):

@@ -19,6 +19,7 @@ from kernels.spec import (
     Call,
     Cpu,
     Order,
+    Phase,
     Spread,
     Stream,
     Vm,
@@ -103,8 +104,6 @@ def stream_of(step: Step, pages: int, vcpus: int, key: int) -> Accesses:
         case TouchList():
             _compile_list(made, step, pages, vcpus)
         case Populate():
-            if step.threads < 1:
-                raise WorkloadError(f"threads = {step.threads}: at least 1 is needed")
             stream[Stream.ACTOR] = Actor.VMM
             stream[Stream.ACCESS] = step.access
             stream[Stream.ACTORS] = min(step.threads, pages)
@@ -202,6 +201,8 @@ def _compile_list(made: Accesses, step: TouchList, pages: int, vcpus: int) -> No
     if not len(step.vcpu) == len(step.gfn) == len(step.write):
         raise WorkloadError(f"touch_list: columns of {len(step.vcpu)}, {len(step.gfn)} and {len(step.write)} rows; they must agree")
     for name, column, limit in (("vcpu", step.vcpu, vcpus), ("gfn", step.gfn, pages)):
+        if len(column) and column.dtype.kind not in "iu":
+            raise WorkloadError(f"touch_list: {name}: whole numbers are needed, not {column.dtype}")
         bad = np.flatnonzero((column < 0) | (column >= limit))
         if len(bad):
             raise WorkloadError(f"touch_list: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}")
@@ -270,7 +271,15 @@ def unit_of(env: Env, key: int, visit: int, n: int) -> int:
 
 @jit
 def start_actor(m: Machine, env: Env, actor: int) -> None:
-    """Set an actor's row for the step: its part and how much it does."""
+    """Set an actor's row for the step; one that has nothing to do is done."""
+    set_part(m, env, actor)
+    if m.cpu[actor, Cpu.INDEX] >= m.cpu[actor, Cpu.LIMIT]:
+        m.cpu[actor, Cpu.PHASE] = Phase.DONE
+
+
+@jit
+def set_part(m: Machine, env: Env, actor: int) -> None:
+    """An actor's part and how much it does."""
     c = m.cpu[actor]
     s = env.stream
     c[:] = 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from kernels.checks import smt_fault
 from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
 from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, MAX_SMT, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Prealloc
 from sweep.quantity import format_size, parse_size
@@ -168,7 +169,7 @@ class Point(BaseModel):
     ksm: Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python)] = Field(
         False, description="KSM's daemon: false, or its settings"
     )
-    smt: Annotated[int, Field(strict=True, ge=1, le=MAX_SMT)] = Field(1, description="hardware threads of a core")
+    smt: Annotated[int, Field(strict=True, ge=1, le=MAX_SMT)] = Field(1, description="hardware threads of a core; 2 needs cores")
 
     @model_validator(mode="after")
     def _fits(self) -> "Point":
@@ -255,4 +256,8 @@ def _check_huge_zero(p: Point) -> str:
     return ""
 
 
-CHECKS = (_check_hugetlb, _check_mmu, _check_policy, _check_pre_fault, _check_huge_zero)
+def _check_smt(p: Point) -> str:
+    return smt_fault(p.cores, p.smt)
+
+
+CHECKS = (_check_hugetlb, _check_mmu, _check_policy, _check_pre_fault, _check_huge_zero, _check_smt)

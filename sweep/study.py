@@ -471,7 +471,7 @@ STEP_PARAMETERS = (
 )  # what steps are checked against
 
 
-CHECKED = frozenset({*STEP_PARAMETERS, "prealloc", "use_zero_page"})  # and by CHECKS
+CHECKED = frozenset({*STEP_PARAMETERS, "prealloc", "use_zero_page", "cores", "smt"})  # and by CHECKS
 
 
 def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]] | None:

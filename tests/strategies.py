@@ -216,6 +216,7 @@ def points(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3, gigantic:
     if backing in GIGANTIC:
         prealloc = [Prealloc.NONE]
     khugepaged, ksm = draw(daemons())
+    cores = draw(st.one_of(st.none(), st.integers(1, 3), st.integers(1, max_vcpus)))
     return {
         "kernel": kernel,
         "policy": policy,
@@ -223,8 +224,8 @@ def points(draw: st.DrawFn, max_vcpus: int = 16, max_threads: int = 3, gigantic:
         "backing": backing,
         "memory": pages * PAGE_BYTES,
         "vcpus": draw(st.one_of(st.integers(1, min(4, max_vcpus)), st.integers(1, max_vcpus))),
-        "cores": draw(st.one_of(st.none(), st.integers(1, 3), st.integers(1, max_vcpus))),
-        "smt": draw(st.sampled_from((1, 1, 2))),
+        "cores": cores,
+        "smt": draw(st.sampled_from((1, 2))) if cores else 1,
         "thp_enabled": draw(st.sampled_from((ThpEnabled.MADVISE, ThpEnabled.ALWAYS, ThpEnabled.ALWAYS, ThpEnabled.NEVER))),
         "use_zero_page": draw(st.sampled_from((True, True, False))),
         "thp_failure": draw(st.sampled_from((0.0, 0.0, 0.0, 0.4, 1.0))),

@@ -254,6 +254,7 @@ def test_gib_and_gb_are_both_legal_and_differ(tmp_path: Path) -> None:
         ("mmu = 'legacy'\nkernel = '6.5'\npolicy = 'change_pte_prefetch'", ["change_pte_prefetch", "TDP MMU", "legacy"]),
         ("memory = '1536MiB'\nbacking = 'anonymous_hugetlb_1gb'", ["1536MiB", "1GiB"]),
         ("backing = 'anonymous_thp'\nuse_zero_page = false\npolicy = 'huge_zero_thp'", ["use_zero_page", "huge_zero_thp"]),
+        ("vcpus = 4\nsmt = 2", ["smt = 2", "give cores"]),
     ],
 )
 def test_a_combination_that_makes_no_sense_names_rule_and_line(tmp_path: Path, lines: str, words: list[str]) -> None:
@@ -267,6 +268,11 @@ def test_a_combination_that_makes_no_sense_names_rule_and_line(tmp_path: Path, l
 def test_a_combination_in_a_block_names_the_block(tmp_path: Path) -> None:
     text = BLOCK + "grid = { vcpus = [1] }\n[[block]]\ngrid = { kernel = ['6.5', '6.12'] }\npoint = { policy = 'no_change_pte' }\n"
     one_fault(write(tmp_path, text), "s.toml:7: block.1", "no_change_pte", "6.12", "where")
+
+
+def test_hardware_threads_of_no_cores_are_refused_where_they_stand(tmp_path: Path) -> None:
+    text = BLOCK + "grid = { vcpus = [1], smt = [1, 2], cores = [1] }\n[[block]]\ngrid = { vcpus = [1], smt = [1, 2] }\n"
+    one_fault(write(tmp_path, text), "s.toml:7: block.1", "smt = 2", "give cores")
 
 
 def test_combinations_and_other_faults_are_told_at_once(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import Access, Cost, Fork, Order, Run, Touch, TouchList, simulate
+from kernels import Access, Cost, DontNeed, Fork, Order, Run, Touch, TouchList, simulate
 from kernels.checks import PointError
 from kernels.cost import DEFAULT_COSTS, CostError
 
@@ -38,11 +38,41 @@ def test_one_vcpu_keeps_its_lock_words() -> None:
 
 
 def test_clearing_shares_the_bandwidth_of_the_host() -> None:
-    """Alone 100 ns each; with k of them in flight at least 60 k: 100, 120, 180, 240."""
+    """Alone 100 ns each; the host moves 2 MiB in 60 ns, one after the other: 100, 120, 180, 240."""
     run = each_touches([0, 512, 1024, 1536], {Cost.CLEAR_2M_NS: 100, Cost.MEMORY_2M_NS: 60}, backing="anonymous_thp")
     assert run.guest_ns == 240
     assert run.counters["bandwidth_wait_ns"] == 20 + 80 + 140
     assert run.counters["clear_ns"] == 400
+
+
+def clearing(vcpus: int) -> Run:
+    """Each vCPU faults 32 pages in, 1000 ns each, 100 of them for clearing; the host clears a page in 10 ns."""
+    costs = FREE | {Cost.KVM_FAULT_NS: 900, Cost.CLEAR_4K_NS: 100, Cost.MEMORY_2M_NS: 512 * 10}
+    return simulate(memory=vcpus * 32 << 12, vcpus=vcpus, costs=costs, steps=[Touch()])
+
+
+@pytest.mark.parametrize("vcpus", [10, 50, 80, 100])
+def test_up_to_the_hosts_bandwidth_nobody_waits_once_the_faults_are_spread(vcpus: int) -> None:
+    """All begin at once, and wait for each other that one time: 10 ns more each from the eleventh on."""
+    first = [max(0, 10 * (i + 1) - 100) for i in range(vcpus)]
+    run = clearing(vcpus)
+    assert run.counters["bandwidth_wait_ns"] == sum(first)
+    assert run.guest_ns == 32 * 1000 + first[-1]
+
+
+@pytest.mark.parametrize("vcpus", [101, 150, 200])
+def test_beyond_the_hosts_bandwidth_the_rate_is_that(vcpus: int) -> None:
+    """A page every 10 ns; what the last fault does besides comes on top."""
+    assert 0 <= clearing(vcpus).guest_ns - vcpus * 32 * 10 < 1000
+
+
+def test_a_page_does_not_wait_for_all_of_a_huge_page() -> None:
+    """Both begin at once: 2 MiB, 5120 ns of the bus, and 4 KiB, which half of the bandwidth moves in 20 ns."""
+    before = [Touch(vcpus=1, start=0.25, end=0.5), DontNeed(start=0.25, end=0.25 + 1 / 2048)]
+    costs = {Cost.CLEAR_4K_NS: 15, Cost.CLEAR_2M_NS: 100_000, Cost.MEMORY_2M_NS: 512 * 10}
+    run = each_touches([0, 512], costs, backing="anonymous_thp", before=before)
+    assert run.steps[-1].counters["bytes_cleared"] == MIB2 + 4096
+    assert run.steps[-1].counters["bandwidth_wait_ns"] == 5
 
 
 def test_copying_is_traffic_of_twice_its_size() -> None:
@@ -109,6 +139,75 @@ def test_a_hardware_thread_slows_its_sibling() -> None:
     assert (alone.steps[1].ns, shared.steps[1].ns) == (4000, 6000)
     three = simulate(memory=9 << 12, vcpus=3, cores=2, smt=2, costs=costs, steps=steps)
     assert three.steps[1].ns == 4500
+
+
+def test_a_hold_of_mmu_lock_is_from_grant_to_release() -> None:
+    """Faults of the legacy MMU: vCPU 0 holds the lock for 50 ns; vCPU 1 has it 100 ns before its cache line is there, then 50 ns more."""
+    costs = {Cost.LINE_NS: 100, Cost.MMU_LOCK_READ_NS: 50}
+    assert each_touches([0, 512], costs, mmu="legacy").counters["mmu_lock_write_hold_ns"] == 50 + 150
+
+
+def test_a_hold_is_as_long_as_it_takes_on_a_shared_core() -> None:
+    costs = {Cost.MMU_LOCK_READ_NS: 1000, Cost.SMT_NS: 1500}
+    run = each_touches([0, 512], costs, mmu="legacy", cores=1, smt=2)
+    assert (run.counters["mmu_lock_write_hold_ns"], run.guest_ns) == (3000, 3000)
+
+
+def test_waiting_for_others_to_flush_is_no_work_that_a_sibling_slows() -> None:
+    """vCPU 0 copies a page while vCPU 1, on the same core, reads: KVM's flush and the host's."""
+    step = TouchList(np.array([0] + [1] * 100), np.array([0] + [1] * 100), np.array([True] + [False] * 100))
+    costs = FREE | {Cost.TOUCH_NS: 100, Cost.TLB_FLUSH_NS: 1000, Cost.SMT_NS: 1500}
+    run = simulate(memory=2 << 12, vcpus=2, cores=1, smt=2, costs=costs, steps=[READ, step])
+    assert run.steps[1].counters["flush_ns"] == run.latency["fault_max_ns"] == 2000
+
+
+def accesses(*counts: int, gfn: int = 0) -> TouchList:
+    """vCPU i reads page gfn so many times."""
+    vcpu = np.repeat(np.arange(len(counts)), counts)
+    return TouchList(vcpu, np.full(len(vcpu), gfn), np.zeros(len(vcpu), bool))
+
+
+@pytest.mark.parametrize(
+    ("counts", "cores", "ns"),
+    [
+        ((4, 4), 1, 6000),
+        ((4, 0), 1, 4000),  # nobody on the other hardware thread
+        ((0, 4, 0, 4), 2, 4000),  # two that have something to do, on two cores
+        ((2, 4), 1, 5000),  # 2 x 1500 beside the other, then 2 x 1000
+        ((2, 2, 4), 1, 7000),  # the third one's turn comes after 3000 ns, and it has the core to itself
+    ],
+)
+def test_only_a_sibling_that_works_slows(counts: tuple[int, ...], cores: int, ns: int) -> None:
+    costs = FREE | {Cost.TOUCH_NS: 1000, Cost.SMT_NS: 1500}
+    run = simulate(memory=4096, vcpus=len(counts), cores=cores, smt=2, costs=costs, steps=[Touch(vcpus=1), accesses(*counts)])
+    assert run.steps[1].ns == ns
+
+
+def test_a_sibling_that_sleeps_does_not_slow() -> None:
+    """vCPU 1 clears a hugetlb page until 1000 ns, vCPU 2, on the core of vCPU 0, sleeps for that page from 0 on and reads it then.
+    So the first and the eleventh of vCPU 0's 20 reads take 150 ns instead of 100."""
+    step = TouchList(np.array([0] * 20 + [1, 2]), np.array([0] * 20 + [512, 512]), np.array([False] * 20 + [True, False]))
+    costs = FREE | {Cost.TOUCH_NS: 100, Cost.SMT_NS: 1500, Cost.CLEAR_2M_NS: 1000}
+    steps = [Touch(vcpus=1, end=0.5), step]
+    run = simulate(memory=2 * MIB2, vcpus=3, cores=2, smt=2, backing="anonymous_hugetlb_2mb", costs=costs, steps=steps)
+    assert run.steps[1].ns == 2 * 150 + 18 * 100
+
+
+def test_a_sleeper_is_no_target_of_the_hosts_flush() -> None:
+    """vCPU 2 sleeps for the hugetlb page that vCPU 1 clears, while vCPU 0 copies another one: vCPU 1 is the only target."""
+    step = TouchList(np.array([0, 1, 2]), np.array([0, 512, 512]), np.array([True, True, False]))
+    costs = FREE | {Cost.COPY_2M_NS: 100, Cost.CLEAR_2M_NS: 1000}
+    parameters: dict[str, Any] = {"memory": 2 * MIB2, "vcpus": 3, "backing": "anonymous_hugetlb_2mb", "costs": costs}
+    run = simulate(**parameters, steps=[Touch(vcpus=1, end=0.5), Fork(), step])
+    assert (run.steps[-1].counters["cow_huge"], run.steps[-1].counters["tlb_ipis"]) == (1, 1)
+
+
+@pytest.mark.parametrize("cores", [None, 1, 4])
+def test_vcpus_without_work_take_no_turns_and_share_no_lock_words(cores: int | None) -> None:
+    """64 vCPUs, of which one has a page to touch."""
+    one = simulate(memory=4096, steps=[READ, Touch()])
+    many = simulate(memory=4096, vcpus=64, cores=cores, steps=[READ, Touch()])
+    assert (many.guest_ns, many.counters) == (one.guest_ns, one.counters)
 
 
 @pytest.mark.parametrize("smt", [1, 2])

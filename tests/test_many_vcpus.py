@@ -1,9 +1,11 @@
 """What several vCPUs do to each other: litmus cases with their reason."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from kernels import Access, Cost, Order, Run, Touch, TouchList, simulate
+from kernels import Access, Cost, Idle, Khugepaged, Order, PreFault, Run, Touch, TouchList, simulate
 from kernels.cost import DEFAULT_COSTS
 
 MIB2 = 2 << 20
@@ -116,6 +118,29 @@ def test_a_vcpu_that_faults_all_the_time_is_hardly_ever_in_the_guest() -> None:
         return simulate(memory=4 * MIB2, vcpus=16, costs=costs, steps=[Touch(access=Access.READ), Touch()]).total_ns
 
     assert total(5000) < 1.05 * total(0)
+
+
+RETRYING = (Cost.TOUCH_NS, Cost.GUP_FAST_NS, Cost.GUP_SLOW_NS, Cost.MMU_LOCK_READ_NS, Cost.LINE_NS, Cost.LINE_CPU_NS)
+
+
+@pytest.mark.parametrize(("kernel", "free"), [("6.12", ()), ("6.12", RETRYING), ("6.5", RETRYING)])
+def test_a_retry_takes_time_even_where_exits_take_none(kernel: str, free: tuple[Cost, ...]) -> None:
+    """Else a fault inside somebody's invalidation would retry for ever, and that invalidation would never end."""
+    costs = DEFAULT_COSTS | dict.fromkeys((Cost.VM_EXIT_NS, Cost.KVM_FAULT_NS, *free), 0)
+    run = simulate(memory=MIB2, kernel=kernel, vcpus=8, costs=costs, steps=[Touch(access=Access.READ), Touch()])
+    assert run.counters["pf_fixed"] == 1024
+    assert run.counters["fault_ns"] >= run.counters["pf_retry"] >= 512
+
+
+def test_prefaulting_in_no_time_waits_for_khugepaged() -> None:
+    """KVM_PRE_FAULT_MEMORY, 100 ns a page, is in the region while khugepaged's pair over it is open, 1 us from 1.001 ms on."""
+    costs = dict.fromkeys(Cost, 0) | {Cost.NOTIFIER_NS: 1000, Cost.MMU_LOCK_READ_NS: 100}
+    parameters: dict[str, Any] = {"memory": MIB2, "backing": "anonymous_thp", "khugepaged": Khugepaged(512, 1), "costs": costs}
+    split = [Touch(access=Access.READ), Touch(touches=1)]
+    elapsed = simulate(**parameters, steps=split).total_ns
+    run = simulate(**parameters, steps=[*split, Idle(975_000 - elapsed), PreFault()])
+    assert run.steps[-1].counters["thp_collapse_alloc"] == 1
+    assert run.steps[-1].ns == 26_000 + 1_000 + 100  # pages one by one until the pair, its wait, one leaf of 2 MiB
 
 
 def test_more_vcpus_copy_the_same_pages_faster() -> None:

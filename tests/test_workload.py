@@ -1,11 +1,15 @@
 """Access generators: each page once where it should be, the right shares, the same on every run."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
-from kernels import Access, Order, Run, Spread, Touch, simulate
+from kernels import Access, Cost, Order, Run, Spread, Touch, simulate
+from kernels.cost import DEFAULT_COSTS
 from kernels.simulate import BudgetError, PointError
 from kernels.spec import Phase, Trace
-from kernels.steps import WorkloadError
+from kernels.steps import DontNeed, HostTouch, Idle, Khugepaged, Ksm, Populate, Step, TouchList, VmmCow, WorkloadError
 from kernels.workload import zipf_bins
 
 PAGES = 512
@@ -105,6 +109,65 @@ def test_errors_name_the_field_and_the_cure() -> None:
         simulate(kernel="6.10", prealloc="pre_fault", steps=[])
     with pytest.raises(BudgetError, match="max_events"):
         simulate(memory=MIB2, vcpus=2, steps=[Touch()], max_events=100)
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (Touch(touches=1.5), r"touch \(step 0\): touches = 1\.5: a whole number is needed"),  # type: ignore[arg-type]
+        (Touch(think_ns=0.5), "think_ns = 0.5: a whole number"),  # type: ignore[arg-type]
+        (Touch(vcpus=True), "vcpus = True: a whole number"),
+        (Touch(touches="3"), "touches = '3': a whole number"),  # type: ignore[arg-type]
+        (Touch(touches=1.5, every=4096.5), "every = 4096.5: .*; touches = 1.5: "),  # type: ignore[arg-type]
+        (Touch(window=1 << 62), r"window = 4611686018427387904: at most 2\*\*50"),
+        (HostTouch(every=4096.5), "every = 4096.5"),  # type: ignore[arg-type]
+        (DontNeed(every=8192.5), "every = 8192.5"),  # type: ignore[arg-type]
+        (Idle(1.5), "ns = 1.5"),  # type: ignore[arg-type]
+        (VmmCow(1.5), "pages = 1.5"),  # type: ignore[arg-type]
+        (VmmCow(1 << 70), r"pages = 1180591620717411303424: at most 2\*\*50"),
+        (Populate(threads=1.5), "threads = 1.5"),  # type: ignore[arg-type]
+        (Populate(threads=4097), r"threads = 4097: 1 \.\.\. 4096"),
+        ("touch", "str.*'touch' is no step"),
+        (TouchList(np.array([0]), np.array([1.5]), np.array([True])), "touch_list: gfn: whole numbers are needed, not float64"),
+    ],
+)
+def test_a_number_of_a_step_that_is_no_whole_number_is_refused(step: Step, words: str) -> None:
+    with pytest.raises(WorkloadError, match=words):
+        simulate(memory=MIB2, steps=[step])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"smt": 2}, "smt = 2: .* give cores"),
+        ({"memory": 4096.0}, "memory = 4096.0: a whole number"),
+        ({"offset": 1.5}, "offset = 1.5: a whole number"),
+        ({"khugepaged": Khugepaged(1.5)}, "khugepaged: pages_to_scan = 1.5: a whole number"),  # type: ignore[arg-type]
+        ({"khugepaged": Khugepaged(1, "1")}, "khugepaged: scan_sleep_ms = '1': a whole number"),  # type: ignore[arg-type]
+        ({"khugepaged": Khugepaged(1 << 70)}, r"khugepaged: pages_to_scan = .*: 1 \.\.\. 2\*\*32"),
+        ({"ksm": Ksm(10, 0.5)}, "ksm: sleep_ms = 0.5: a whole number"),  # type: ignore[arg-type]
+        ({"max_events": 1 << 63, "khugepaged": Khugepaged(1 << 32, 1)}, "max_events = 9223372036854775808: an integer from 1 to"),
+        ({"max_events": 1.5}, "max_events = 1.5"),
+        ({"max_events": -1}, "max_events = -1"),
+        ({"trace_rows": -1}, "trace_rows = -1"),
+        ({"trace_rows": 0.5}, "trace_rows = 0.5"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_named_with_its_value(parameters: dict[str, Any], words: str) -> None:
+    with pytest.raises(PointError, match=words):
+        simulate(**{"memory": MIB2, "backing": "anonymous_thp", "steps": [Touch()]} | parameters)
+
+
+def test_whole_numbers_of_numpy_are_taken() -> None:
+    run = simulate(memory=MIB2, vcpus=2, steps=[Touch(touches=np.int64(3), vcpus=np.int32(1))])  # type: ignore[arg-type]
+    assert run.counters["touches"] == 3
+
+
+def test_a_budget_of_events_that_no_counter_holds_is_the_largest_one() -> None:
+    """khugepaged, 2**32 pages a millisecond, for as long as 512 touches take if each meets every cost."""
+    costs = DEFAULT_COSTS | {Cost.FORK_NS: 10**12}
+    run = simulate(memory=MIB2, backing="anonymous_thp", khugepaged=Khugepaged(1 << 32, 1), costs=costs, steps=[Touch()])
+    assert run.counters["touches"] == 512
 
 
 def test_a_trace_shows_the_accesses_in_order() -> None:
