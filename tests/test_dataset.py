@@ -21,6 +21,8 @@ from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, DatasetError, NondeterminismError, UsageError
 from sweep.export import export
 from sweep.merge import merge
+from sweep.plan import PlannedPoint
+from sweep.point import Runner
 from sweep.runner import RunOptions
 from sweep.schema import POINTS, STEPS, arrow_schema
 from sweep.verify import verify
@@ -147,17 +149,15 @@ def test_a_directory_that_is_no_dataset_is_left_alone(study_file: Path, tmp_path
 
 
 def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweep import point
+    real = Runner.run
 
-    real = point.simulate_point
-
-    def fails_with_three_vcpus(planned: object, context: object) -> object:
-        if planned.point.vcpus == 3:  # type: ignore[attr-defined]
+    def fails_with_three_vcpus(runner: Runner, planned: PlannedPoint) -> tuple[str, ...]:
+        if planned.point.vcpus == 3:
             raise ArithmeticError("three is too many")
-        return real(planned, context)  # type: ignore[arg-type]
+        return real(runner, planned)
 
     with monkeypatch.context() as patch:
-        patch.setattr(point, "simulate_point", fails_with_three_vcpus)
+        patch.setattr(Runner, "run", fails_with_three_vcpus)
         summary = run(study_file, tmp_path / "x")
         assert (summary.exit_status, summary.done, summary.failed) == (1, 12, 12)
         again = run(study_file, tmp_path / "x")

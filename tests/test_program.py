@@ -82,7 +82,7 @@ def test_decorators_leave_plain_python_alone() -> None:
 
 
 def test_arrays_that_compiled_code_would_misread_are_refused() -> None:
-    m, env, budget = Guest(memory=PMD_BYTES, steps=[Touch()]).calls[0]
+    _, m, env, budget = Guest(memory=PMD_BYTES, steps=[Touch()]).calls[0]
     with pytest.raises(TypeError, match="not contiguous"):
         as_passed(m._replace(pte=np.zeros(2 * len(m.pte), np.uint8)[::2]))
     with pytest.raises(TypeError, match="not aligned"):

@@ -1,20 +1,17 @@
 """A guest whose steps can be run again and again on the same arrays, and timed without what simulate() does around them."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kernels import Access, Order, Touch
-from kernels.loops import Loop, run_loop
-from kernels.simulate import Run, run_step
+from kernels import Access, Order, Run, Touch, arena, simulate
+from kernels.loops import Loop, bind_loop, run_loop
 from kernels.spec import Vm
 from kernels.state import Env, Machine
 
-SIMULATE: Any = sys.modules[run_step.__module__]  # the package's name for it is that of the function
 GIB, TIB = 1 << 30, 1 << 40
 LARGE = 1 << 20  # arrays up to this size are copied back, larger ones hold nothing at first
 RUNS = 7
@@ -34,20 +31,26 @@ class Guest:
     """One call of simulate(), its steps kept."""
 
     def __init__(self, **parameters: Any) -> None:
-        self.calls: list[tuple[Machine, Env, int]] = []
+        self.calls: list[tuple[Loop, Machine, Env, int]] = []
         self.first: list[Any] = []
-        SIMULATE.run_step = self._record
+        arena.bind_loop = self._recording  # type: ignore[assignment]
         try:
-            self.run: Run = SIMULATE.simulate(**parameters)
+            self.run: Run = simulate(**parameters)
         finally:
-            SIMULATE.run_step = run_step
+            arena.bind_loop = bind_loop
         self.machine: Machine = self.run.machine
 
-    def _record(self, m: Machine, env: Env, budget: int) -> int:
-        if not self.calls:
-            self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
-        self.calls.append((m, env, budget))
-        return run_step(m, env, budget)
+    def _recording(self, m: Machine, env: Env, *others: Any) -> Callable[[Loop, int, int], int]:
+        """bind_loop(), which notes what it is asked for; the environment holds the next step afterwards."""
+        run = bind_loop(m, env, *others)
+
+        def step(loop: Loop, marks: int, budget: int) -> int:
+            if not self.calls:
+                self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
+            self.calls.append((loop, m, Env(*(array.copy() for array in env)), budget))
+            return run(loop, marks, budget)
+
+        return step
 
     def reset(self) -> None:
         """As before the first step."""
@@ -56,11 +59,12 @@ class Guest:
 
     def step(self, number: int) -> float:
         """CPU seconds of one step, from the state that is there."""
-        return cpu_seconds(lambda: run_step(*self.calls[number]))
+        return cpu_seconds(lambda: run_loop(*self.calls[number]))
 
     def step_as_many(self, number: int) -> float:
         """The same in the event loop, also with one vCPU."""
-        return cpu_seconds(lambda: run_loop(Loop.MANY, *self.calls[number]))
+        _, *call = self.calls[number]
+        return cpu_seconds(lambda: run_loop(Loop.MANY, *call))
 
     def fresh(self, event_loop: bool = False) -> float:
         """CPU seconds of the last step, after all others from the start."""
@@ -72,7 +76,7 @@ class Guest:
 
     @property
     def env(self) -> Env:
-        return self.calls[-1][1]
+        return self.calls[-1][2]
 
     @property
     def touches(self) -> int:
