@@ -1,4 +1,4 @@
-"""Arrays that are used for one point after another, so that their addresses are looked up once."""
+"""Arrays that are used for one point after another, so that compiled code is told of them once."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,28 +7,31 @@ import numpy as np
 
 from kernels.alone import Scratch, new_scratch
 from kernels.cost import Cost
-from kernels.loops import bind_loop
+from kernels.loops import bind_run
 from kernels.policy import Behaviour
 from kernels.results import new_results
 from kernels.spec import HostPmd, HostPte, Setup, Stream
-from kernels.state import Env, Geometry, Machine, new_machine
+from kernels.state import Env, Geometry, Int64s, Machine, new_machine
+from kernels.tasks import Chances, new_chances, new_tasks
 from kernels.workload import NO_LISTS, Lists
 
-MOST_BYTES = 1 << 20  # of a machine that is kept: a larger one is made anew, since most of its pages are never touched
+MOST_BYTES = 1 << 20  # of a machine that is used again: a larger one is made anew, since most of its pages are never touched
 KEPT_BYTES = 32 << 20  # of all that are kept
+Runs = Callable[[int, int, int, int, int], int]  # see loops.bind_run()
 
 
 class Place(NamedTuple):
-    """A machine, and what runs a step on it (loops.bind_loop())."""
+    """A machine, and what runs points on it."""
 
     machine: Machine
     scratch: Scratch
-    run: Callable[[int, int, int], int]
+    run: Runs
     used: bool  # it holds an earlier point
+    small: bool  # clearing it costs less than another one
 
 
 class Arena:
-    """An environment, results, and machines by their size. What is in a machine counts until the next point."""
+    """An environment; room for tasks, chances and results; machines by their size. What is in a machine counts until the next point."""
 
     def __init__(self, hists: bool = False) -> None:
         """`hists`: the latencies of each step are kept."""
@@ -40,8 +43,7 @@ class Arena:
             stream=np.zeros(len(Stream), np.int64),
             **NO_LISTS._asdict(),
         )
-        self.results = new_results(0, 0)
-        self._hists = hists
+        self.tasks, self.chances, self.results, self._hists = new_tasks(1), new_chances(1), new_results(1, 1, hists), hists
         self._places: dict[tuple[Geometry, int], Place] = {}
         self._bytes = 0
         self._shared: tuple[Machine, Scratch] | None = None  # whose arrays of one size for all are used by all
@@ -50,44 +52,51 @@ class Arena:
         """A machine with nothing mapped, or (`used`) one that has to be cleared."""
         size = geometry, actors
         if trace_rows or size not in self._places:
-            machine, scratch = self._made(geometry, actors, trace_rows)
-            place = Place(machine, scratch, bind_loop(machine, self.env, scratch, self.results), used=False)
-            if not trace_rows:
-                self._keep(size, place)
-            return place
+            return self._made(geometry, actors, trace_rows)
         return self._places[size]
 
-    def run_with(self, place: Place, lists: Lists) -> Callable[[int, int, int], int]:
-        """What runs a step whose accesses need this besides the vector of Stream."""
-        if lists is NO_LISTS:
-            return place.run
-        return bind_loop(place.machine, self.env._replace(**lists._asdict()), place.scratch, self.results)
+    def run_with(self, place: Place, lists: Lists) -> Runs:
+        """What runs steps whose accesses need these lists."""
+        return place.run if lists is NO_LISTS else self._bound(place.machine, place.scratch, self.env._replace(**lists._asdict()))
 
-    def make_room(self, steps: int, points: int) -> None:
-        """For so many rows in all."""
-        old = self.results
-        if steps > len(old.steps) or points > len(old.points):
-            self.results = new_results(max(steps, 2 * len(old.steps)), max(points, 2 * len(old.points)), self._hists)
-            for mine, theirs in zip(self.results, old, strict=True):
-                mine[: len(theirs)] = theirs
-            self._forget()
+    def make_room(self, tasks: int = 0, chances: int = 0, steps: int = 0, points: int = 0) -> None:
+        """For so many tasks and chances, and for so many rows of steps and points. What is there stays."""
+        t, c, r = self.tasks, self.chances, self.results
+        if tasks <= len(t.rows) and chances <= len(c.rows) and steps <= len(r.steps) and points <= len(r.points):
+            return
+        self.tasks = t._replace(rows=_grown(t.rows, tasks), streams=_grown(t.streams, tasks))
+        self.chances = Chances(_grown(c.rows, chances))
+        hists = _grown(r.hists, steps) if self._hists else r.hists
+        self.results = r._replace(steps=_grown(r.steps, steps), points=_grown(r.points, points), hists=hists)
+        self._forget()
 
-    def _made(self, geometry: Geometry, actors: int, trace_rows: int) -> tuple[Machine, Scratch]:
+    def _bound(self, machine: Machine, scratch: Scratch, env: Env) -> Runs:
+        return bind_run(machine, scratch, env, self.tasks, self.chances, self.results)
+
+    def _made(self, geometry: Geometry, actors: int, trace_rows: int) -> Place:
         machine = new_machine(geometry, actors, trace_rows)
         scratch = new_scratch(machine)
         if self._shared is None:
             self._shared = machine, scratch
-        return machine._replace(hist=self._shared[0].hist), self._shared[1]._replace(modes=scratch.modes)
-
-    def _keep(self, size: tuple[Geometry, int], place: Place) -> None:
-        nbytes = sum(array.nbytes for array in place.machine)
-        if nbytes > MOST_BYTES:
-            return
-        if self._bytes + nbytes > KEPT_BYTES:
-            self._forget()
-        self._places[size] = place._replace(used=True)
-        self._bytes += nbytes
+        machine = machine._replace(hist=self._shared[0].hist)
+        scratch = self._shared[1]._replace(modes=scratch.modes)
+        nbytes = sum(array.nbytes for array in machine)
+        place = Place(machine, scratch, self._bound(machine, scratch, self.env), used=False, small=nbytes <= MOST_BYTES)
+        if place.small and not trace_rows:
+            if self._bytes + nbytes > KEPT_BYTES:
+                self._forget()
+            self._places[geometry, actors] = place._replace(used=True)
+            self._bytes += nbytes
+        return place
 
     def _forget(self) -> None:
         self._places.clear()
         self._bytes = 0
+
+
+def _grown(array: Int64s, rows: int) -> Int64s:
+    if rows <= len(array):
+        return array
+    found = np.zeros((max(rows, 2 * len(array)), *array.shape[1:]), np.int64)
+    found[: len(array)] = array
+    return found

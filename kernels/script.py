@@ -1,18 +1,20 @@
 """The steps of a workload, made ready for a machine: their accesses, which loop runs them, how long they may take."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from kernels.checks import PointError
 from kernels.cost import Charges
-from kernels.loops import Loop
-from kernels.results import BEGINS, ENDS, GUEST, NOTED
 from kernels.spec import NEVER, Actor, Order, Prealloc, Stream
 from kernels.steps import Populate, PreFault, Step, Touch, TouchList, op_of
-from kernels.workload import Accesses, accesses_of, stream_of
+from kernels.tasks import Loop, Tasks, new_tasks
+from kernels.workload import NO_LISTS, Lists, accesses_of, stream_of
 
-KEPT = 4096  # combinations for which a script's steps are kept
+KEPT = 1 << 14  # steps that are kept of a script, for different terms
 EVENTS_PER_ACCESS = 4096  # a step that needs more has run into a storm that does not end
+EVENTS_PER_STEP = 64  # its time, if nothing happens in it
+EVENTS_AT_ONCE = 1 << 19
 MOST_EVENTS = 1 << 62
 FAULTS_PER_PAGE = 4  # a read, a write, each after a loss of the page
 NEVER_YEARS = NEVER // (365 * 86_400 * 10**9)
@@ -44,24 +46,22 @@ class Terms(NamedTuple):
     max_events: int | None
 
 
+class Part(NamedTuple):
+    """Neighbours, from `first` up to `end`, whose accesses need the same lists."""
+
+    lists: Lists
+    first: int
+    end: int
+
+
 class Ready(NamedTuple):
-    """A step that can be run with any key."""
+    """Steps that can be run with any seed."""
 
-    op: str
-    guest: bool
-    number: int  # among the workload's steps; -1: preallocation
-    made: Accesses  # with key 0
-    loop: Loop
-    marks: int  # results.py: what it is to its point
-    budget: int  # events
-    most_ns: int  # it ends before that
-
-
-class Readied(NamedTuple):
-    """All steps."""
-
-    steps: tuple[Ready, ...]
-    ops: tuple[str, ...]
+    ops: tuple[str, ...]  # what they do, as in a study file
+    accesses: tuple[int, ...]
+    tasks: Tasks
+    parts: tuple[Part, ...]
+    at_once: int  # points that take no more than some milliseconds together, and can be run in one call
 
 
 class Script:
@@ -70,18 +70,17 @@ class Script:
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = tuple(steps)
         self.threads = max((step.threads for step in steps if isinstance(step, Populate)), default=0)
-        self._most = 1 if any(isinstance(step, TouchList) for step in steps) else KEPT  # lists are large
-        self._kept: dict[Terms, Readied] = {}
+        self._most = 1 if any(isinstance(step, TouchList) for step in steps) else max(1, KEPT // max(1, len(steps)))  # lists are large
+        self._kept: dict[Terms, Ready] = {}
 
-    def ready(self, terms: Terms) -> Readied:
+    def ready(self, terms: Terms) -> Ready:
         """Raises PointError, WorkloadError."""
         found = self._kept.get(terms)
         if found is None:
             if len(self._kept) >= self._most:
                 self._kept.clear()
             todo = all_steps(terms.prealloc, terms.prealloc_threads, self.steps)
-            steps = _marked([_ready(step, number, terms) for step, number in todo])
-            found = self._kept[terms] = Readied(steps, tuple([step.op for step in steps]))
+            found = self._kept[terms] = _ready(todo, terms)
         return found
 
 
@@ -95,41 +94,53 @@ def all_steps(prealloc: Prealloc, prealloc_threads: int, steps: Sequence[Step]) 
     return before + [(step, i) for i, step in enumerate(steps)]
 
 
-def _ready(step: Step, number: int, terms: Terms) -> Ready:
-    made = stream_of(step, terms.pages, terms.vcpus, 0)
-    accesses = accesses_of(made)
-    budget = _budget(made, accesses, terms) if terms.max_events is None else terms.max_events
+def _ready(todo: Sequence[tuple[Step, int]], terms: Terms) -> Ready:
+    made = [stream_of(step, terms.pages, terms.vcpus, 0) for step, _ in todo]
+    accesses, tasks = tuple(map(accesses_of, made)), new_tasks(len(todo))
+    tasks.steps[0] = len(todo)
+    for row, ((step, number), each) in enumerate(zip(todo, made, strict=True)):
+        stream = each.stream.tolist()
+        tasks.streams[row] = stream
+        tasks.rows[row] = (
+            _loop_of(stream, terms),
+            number,
+            isinstance(step, Touch | TouchList),
+            _budget(stream, accesses[row], terms) if terms.max_events is None else terms.max_events,
+            min(NEVER, _most_ns(stream, accesses[row], terms)),
+        )
+    events = [
+        EVENTS_PER_STEP + 16 * count + _daemon_events(each.stream.tolist(), count, terms)
+        for each, count in zip(made, accesses, strict=True)
+    ]
     return Ready(
-        op=op_of(step),
-        guest=isinstance(step, Touch | TouchList),
-        number=number,
-        made=made,
-        loop=_loop_of(made, terms),
-        marks=int(NOTED),
-        budget=budget,
-        most_ns=_most_ns(made, accesses, terms),
+        ops=tuple([op_of(step) for step, _ in todo]),
+        accesses=accesses,
+        tasks=tasks,
+        parts=_parts([each.lists for each in made]),
+        at_once=max(1, EVENTS_AT_ONCE // (1 + sum(events))),
     )
 
 
-def _marked(steps: Sequence[Ready]) -> tuple[Ready, ...]:
-    """With what each is to the point."""
-    last = len(steps) - 1
-    marks = [NOTED | (BEGINS if i == 0 else 0) | (ENDS if i == last else 0) | (GUEST if step.guest else 0) for i, step in enumerate(steps)]
-    return tuple([step._replace(marks=int(each)) for step, each in zip(steps, marks, strict=True)])
+def _parts(lists: Sequence[Lists]) -> tuple[Part, ...]:
+    if not lists:
+        return (Part(NO_LISTS, 0, 0),)
+    cuts = [0, *(i for i in range(1, len(lists)) if lists[i] is not lists[i - 1]), len(lists)]
+    return tuple([Part(lists[first], first, end) for first, end in pairwise(cuts)])
 
 
-def _loop_of(made: Accesses, terms: Terms) -> Loop:
+def _loop_of(stream: Sequence[int], terms: Terms) -> Loop:
     """The lone actor's loop where there is one actor and nobody beside it or watching. Raises PointError."""
-    if made.stream[Stream.SKIP_HITS] and (terms.daemons.run or terms.traced):
+    beside = terms.daemons.run or terms.traced
+    if stream[Stream.SKIP_HITS] and beside:
         raise PointError("skip_hits leaves no single touch to trace, or to run beside khugepaged or KSM: leave it out")
-    if made.stream[Stream.ACTOR] == Actor.CALL:
+    if stream[Stream.ACTOR] == Actor.CALL:
         return Loop.CALL
-    return Loop.MANY if terms.daemons.run or made.stream[Stream.ACTORS] > 1 or terms.traced else Loop.ALONE
+    return Loop.MANY if beside or stream[Stream.ACTORS] > 1 else Loop.ALONE
 
 
-def _daemon_events(made: Accesses, accesses: int, terms: Terms) -> int:
+def _daemon_events(stream: Sequence[int], accesses: int, terms: Terms) -> int:
     """About how many events the daemons need at most while a step runs."""
-    ns = int(made.stream[Stream.IDLE_NS]) + accesses * (int(made.stream[Stream.THINK_NS]) + 10 * terms.charges.total_ns)
+    ns = stream[Stream.IDLE_NS] + accesses * (stream[Stream.THINK_NS] + 10 * terms.charges.total_ns)
     daemons, events = terms.daemons, 0
     for pages, sleep in ((daemons.khuge_pages, daemons.khuge_sleep_ns), (daemons.ksm_pages, daemons.ksm_sleep_ns)):
         if sleep:
@@ -137,23 +148,13 @@ def _daemon_events(made: Accesses, accesses: int, terms: Terms) -> int:
     return events
 
 
-def _budget(made: Accesses, accesses: int, terms: Terms) -> int:
-    return min(MOST_EVENTS, 65536 + EVENTS_PER_ACCESS * accesses + _daemon_events(made, accesses, terms))
+def _budget(stream: Sequence[int], accesses: int, terms: Terms) -> int:
+    return min(MOST_EVENTS, 65536 + EVENTS_PER_ACCESS * accesses + _daemon_events(stream, accesses, terms))
 
 
-def _most_ns(made: Accesses, accesses: int, terms: Terms) -> int:
+def _most_ns(stream: Sequence[int], accesses: int, terms: Terms) -> int:
     """Each actor's own accesses, one after the other, and the faults of all."""
-    actors = max(1, int(made.stream[Stream.ACTORS]))
-    own = accesses if made.stream[Stream.ORDER] == Order.LIST else -(-accesses // actors) + 1
+    own = accesses if stream[Stream.ORDER] == Order.LIST else -(-accesses // max(1, stream[Stream.ACTORS])) + 1
     faults = min(accesses, FAULTS_PER_PAGE * terms.pages)
-    touch_ns = int(made.stream[Stream.THINK_NS]) + terms.charges.touch_ns
-    return own * touch_ns + faults * terms.charges.total_ns + int(made.stream[Stream.IDLE_NS])
-
-
-def check_time(ready: Ready, clock: int) -> None:
-    """Refuse a step that may end after NEVER. Raises PointError."""
-    if clock + ready.most_ns >= NEVER:
-        raise PointError(
-            f"{accesses_of(ready.made)} accesses may take more than {NEVER} ns of virtual time, {NEVER_YEARS} years: "
-            f"lower touches, think_ns or costs"
-        )
+    touch_ns = stream[Stream.THINK_NS] + terms.charges.touch_ns
+    return own * touch_ns + faults * terms.charges.total_ns + stream[Stream.IDLE_NS]

@@ -15,12 +15,12 @@ import numpy as np
 from kernels.arena import Arena
 from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Charges, Cost, charges_of, check_smt
-from kernels.draws import cut, signed, step_key
+from kernels.draws import DRAW_BITS, signed
 from kernels.engine import SPLIT, TOO_LATE
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
-from kernels.results import CLEARS, COUNTERS, GAUGES, LATENCIES, VALUES, Results
-from kernels.script import NEVER_YEARS, Daemons, Ready, Script, Terms, all_steps, check_time
+from kernels.results import COUNTERS, GAUGES, LATENCIES, TOO_LONG, VALUES, At, Results
+from kernels.script import NEVER_YEARS, Daemons, Ready, Script, Terms, all_steps
 from kernels.spec import (
     KVM_MAX_VCPUS,
     NEVER,
@@ -33,12 +33,12 @@ from kernels.spec import (
     Mmu,
     Prealloc,
     Setup,
-    Stream,
     ThpEnabled,
     Vm,
 )
 from kernels.state import Bytes, Geometry, Int64s, Machine, geometry_of
 from kernels.steps import Khugepaged, Ksm, Step
+from kernels.tasks import Chance, Task
 from kernels.workload import fraction_cut
 
 NS_PER_MS = 1_000_000
@@ -172,7 +172,7 @@ def _slot_of(
     khugepaged: Khugepaged | None,
     ksm: Ksm | None,
 ) -> _Slot:
-    check_point(memory, offset, guest_page, 0.0, traits, khugepaged, ksm)
+    check_point(memory, offset, guest_page, traits, khugepaged, ksm)
     geometry = geometry_of(memory, offset, traits.gigantic)
     flags = {Setup.NX: nx_huge_pages, Setup.EAGER_SPLIT: eager_page_split, Setup.PML: pml}
     setup = setup_row(traits, geometry, mmu, guest_page, flags, khugepaged, ksm)
@@ -187,7 +187,7 @@ def _check_cpus(vcpus: int, prealloc_threads: int, cores: int | None, smt: int) 
 
 
 class Prepared(NamedTuple):
-    """A checked configuration: all of a run but its random numbers."""
+    """A checked configuration: all of a run but what chance decides."""
 
     geometry: Geometry
     actors: int  # daemons included
@@ -195,8 +195,7 @@ class Prepared(NamedTuple):
     costs: Int64s
     setup: Int64s
     actions: Bytes
-    steps: tuple[Ready, ...]
-    ops: tuple[str, ...]  # what they do, as in a study file
+    ready: Ready
     trace_rows: int
 
 
@@ -225,7 +224,7 @@ class Simulator:
         self._slots = Kept(_slot_of)
         self._checked_cpus = Kept(_check_cpus)
         self._checked_steps = Kept(_check_steps)
-        self._keys = Kept(step_key)
+        self.machine: Machine  # that the last point ran on; the next run's as well
         self._set: Prepared | None = None  # what the arena's environment holds
         self._steps = self._points = 0  # rows
 
@@ -242,7 +241,6 @@ class Simulator:
         vcpus: int,
         thp_enabled: ThpEnabled | str,
         use_zero_page: bool,
-        thp_failure: float,
         offset: int,
         guest_page: int,
         nx_huge_pages: bool,
@@ -257,10 +255,8 @@ class Simulator:
         trace_rows: int = 0,
         max_events: int | None = None,
     ) -> Prepared:
-        """Parameters as those of simulate(). Raises what that raises, but for BudgetError."""
+        """Parameters as those of simulate(), but for what chance decides. Raises what that raises, but for BudgetError."""
         traits, how, before = self._memories[backing, thp_enabled, mmu, prealloc]
-        if not 0.0 <= thp_failure <= 1.0:
-            check_point(memory, offset, guest_page, thp_failure, traits, khugepaged, ksm)
         slot = self._slots[memory, offset, guest_page, traits, how, nx_huge_pages, eager_page_split, pml, khugepaged, ksm]
         self._checked_cpus[vcpus, prealloc_threads, cores, smt]
         behaviour, policy_vector = self._policies[kernel, policy]
@@ -268,8 +264,8 @@ class Simulator:
             check_smt(charges.smt_ns)
         terms = Terms(before, prealloc_threads, slot.geometry.pages, vcpus, charges, slot.daemons, trace_rows > 0, max_events)
         self._checked_steps[script, before, prealloc_threads, kernel, policy, how, traits, slot.geometry]
-        ready, setup = script.ready(terms), slot.setup.copy()
-        setup[Setup.THP_FAILURE_CUT], setup[Setup.CORES], setup[Setup.SMT] = cut(thp_failure), cores or 0, smt
+        setup = slot.setup.copy()
+        setup[Setup.CORES], setup[Setup.SMT] = cores or 0, smt
         return Prepared(
             geometry=slot.geometry,
             actors=max(vcpus, script.threads, prealloc_threads if before & Prealloc.POPULATE else 0) + DAEMONS,
@@ -277,50 +273,79 @@ class Simulator:
             costs=charges.row,
             setup=setup,
             actions=action_table(traits, use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP])),
-            steps=ready.steps,
-            ops=ready.ops,
+            ready=script.ready(terms),
             trace_rows=trace_rows,
         )
 
-    def run(self, prepared: Prepared, seed: int, replicate: int) -> Machine:
-        """Run it, and add its rows to the results; returns the machine, which is the next run's afterwards.
+    def take(self, seed: int, replicates: Sequence[int] | Int64s, thp_failures: Sequence[float]) -> None:
+        """What chance decides in the points that run() is asked for: their replicates and the chance that an allocation fails, two
+        sequences of one length. Raises PointError for what is no chance."""
+        failures = np.asarray(thp_failures, np.float64)
+        if len(bad := failures[~((failures >= 0.0) & (failures <= 1.0))]):
+            raise PointError(f"thp_failure = {bad[0]}: 0 ... 1 is needed")
+        self.arena.make_room(chances=len(failures))
+        rows = self.arena.chances.rows[: len(failures)]
+        rows[:, Chance.SEED] = signed(seed)
+        rows[:, Chance.REPLICATE] = replicates
+        rows[:, Chance.THP_FAILURE_CUT] = failures * (1 << DRAW_BITS)
 
-        Raises PointError, BudgetError; then no row was added."""
-        self.arena.make_room(self._steps + len(prepared.steps), self._points + 1)
-        place = self.arena.place(prepared.geometry, prepared.actors, prepared.trace_rows)
+    def run(self, prepared: Prepared, first: int, end: int) -> list[tuple[int, Exception]]:
+        """Run points [first, end) of those taken, and add their rows to the results; returns those that came to no end, and have none,
+        with why."""
+        steps, point, failures = len(prepared.ready.ops), first, list[tuple[int, Exception]]()
+        self.arena.make_room(tasks=steps, steps=self._steps + (end - first) * steps, points=self._points + end - first)
         self._set_env(prepared)
-        stream, clock = self.arena.env.stream, 0
-        clears = int(CLEARS) if place.used else 0
         try:
-            for step in prepared.steps:
-                check_time(step, clock)
-                stream[:] = step.made.stream
-                stream[Stream.KEY] = signed(self._keys[seed, replicate, step.number])
-                run = self.arena.run_with(place, step.made.lists)
-                clock += checked_ns(run(step.loop, step.marks | clears, step.budget), step.budget)
-                clears = 0
-        except Exception:
-            self.arena.results.filled[0] = self._steps
+            while point < end:
+                point = self._run(prepared, point, end)
+                if point < end:
+                    failures.append((point, self._failure(prepared)))
+                    point += 1
+        except MemoryError:  # for a machine
+            self.arena.results.at[[At.STEPS, At.POINTS]] = self._steps, self._points
             raise
-        self._steps += len(prepared.steps)
-        self._points += 1
-        return place.machine
+        done = end - first - len(failures)
+        self._points, self._steps = self._points + done, self._steps + done * steps
+        return failures
 
-    def results(self) -> Results:
-        """The rows of all runs since the last forget(); they are written over afterwards."""
-        found = self.arena.results
-        return found._replace(steps=found.steps[: self._steps], points=found.points[: self._points], hists=found.hists[: self._steps])
+    def _run(self, prepared: Prepared, point: int, end: int) -> int:
+        """Points as far as they come to their ends."""
+        parts = prepared.ready.parts
+        while point < end:
+            place = self.arena.place(prepared.geometry, prepared.actors, prepared.trace_rows)
+            self.machine, clear = place.machine, int(place.used)
+            goal = end if len(parts) == 1 and place.small else point + 1
+            for lists, first, last in parts:
+                reached, clear = self.arena.run_with(place, lists)(point, goal, first, last, clear), 0
+                if reached < goal:
+                    return reached
+            point = goal
+        return point
 
-    def forget(self) -> None:
-        """Begin with no rows."""
-        self._steps = self._points = 0
-        self.arena.results.filled[:2] = 0
+    def _failure(self, prepared: Prepared) -> PointError | BudgetError:
+        """Why the last point came to no end."""
+        at = self.arena.results.at
+        step, reason = int(at[At.FAILED_STEP]), int(at[At.REASON])
+        if reason == TOO_LONG:
+            accesses = prepared.ready.accesses[step]
+            text = f"{accesses} accesses may take more than {NEVER} ns of virtual time, {NEVER_YEARS} years"
+            return PointError(f"{text}: lower touches, think_ns or costs")
+        if reason == SPLIT:
+            return PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
+        if reason == TOO_LATE:
+            return PointError(f"virtual time would pass {NEVER} ns, {NEVER_YEARS} years: lower touches, think_ns or costs")
+        budget = int(prepared.ready.tasks.rows[step, Task.BUDGET])
+        return BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
 
     def _set_env(self, prepared: Prepared) -> None:
         """Copy what differs from the configuration before."""
-        before, env = self._set, self.arena.env
+        before, env, tasks = self._set, self.arena.env, self.arena.tasks
         if prepared is before:
             return
+        ready = prepared.ready
+        if before is None or ready is not before.ready:
+            steps = len(ready.ops)
+            tasks.rows[:steps], tasks.streams[:steps], tasks.steps[0] = ready.tasks.rows, ready.tasks.streams, steps
         env.setup[:] = prepared.setup
         if before is None or prepared.policy is not before.policy:
             env.policy[:] = prepared.policy
@@ -330,6 +355,16 @@ class Simulator:
             env.actions[:] = prepared.actions
         self._set = prepared
 
+    def results(self) -> Results:
+        """The rows of all runs since the last forget(); they are written over afterwards."""
+        found = self.arena.results
+        return found._replace(steps=found.steps[: self._steps], points=found.points[: self._points], hists=found.hists[: self._steps])
+
+    def forget(self) -> None:
+        """Begin with no rows."""
+        self._steps = self._points = 0
+        self.arena.results.at[[At.STEPS, At.POINTS]] = 0
+
 
 def _check_steps(
     script: Script, before: Prealloc, threads: int, kernel: str, policy: str, mmu: Mmu, traits: Traits, geometry: Geometry
@@ -338,31 +373,20 @@ def _check_steps(
     check_steps(steps, behaviours(kernel, policy), mmu, kernel, traits, geometry)
 
 
-def checked_ns(ns: int, budget: int) -> int:
-    """What a loop returned. Raises PointError, BudgetError."""
-    if ns == SPLIT:
-        raise PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
-    if ns == TOO_LATE:
-        raise PointError(f"virtual time would pass {NEVER} ns, {NEVER_YEARS} years: lower touches, think_ns or costs")
-    if ns < 0:
-        raise BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
-    return ns
-
-
 def run_of(prepared: Prepared, results: Results, machine: Machine) -> Run:
     """The only point of these results."""
     point, rows = _named(results.points[0]), [_named(row) for row in results.steps]
     steps = [
         StepResult(
-            op=step.op,
-            guest=step.guest,
+            op=op,
+            guest=bool(task[Task.GUEST]),
             ns=row["total_ns"],
             counters={name: row[name] for name in COUNTERS},
             gauges={name: row[name] for name in GAUGES},
-            hist=results.hists[number],
+            hist=hist,
             fault_max_ns=row["fault_max_ns"],
         )
-        for number, (step, row) in enumerate(zip(prepared.steps, rows, strict=True))
+        for op, task, row, hist in zip(prepared.ready.ops, prepared.ready.tasks.rows, rows, results.hists, strict=True)
     ]
     return Run(
         steps=tuple(steps),
@@ -429,7 +453,6 @@ def simulate(
         vcpus=vcpus,
         thp_enabled=thp_enabled,
         use_zero_page=use_zero_page,
-        thp_failure=thp_failure,
         offset=offset,
         guest_page=guest_page,
         nx_huge_pages=nx_huge_pages,
@@ -444,5 +467,7 @@ def simulate(
         trace_rows=trace_rows,
         max_events=max_events,
     )
-    machine = simulator.run(prepared, seed, replicate)
-    return run_of(prepared, simulator.results(), machine)
+    simulator.take(seed, [replicate], [thp_failure])
+    for _, failure in simulator.run(prepared, 0, 1):
+        raise failure
+    return run_of(prepared, simulator.results(), simulator.machine)

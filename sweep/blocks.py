@@ -134,16 +134,12 @@ class Block:
             values.update(zip(axis.names, axis.values[digit], strict=True))
         return values
 
-    def every_value(self, digits: Sequence[int]) -> dict[str, Any]:
-        """Every parameter; `cores` is None where it is not given."""
-        return {**DEFAULTS, **self.values(digits)}
-
     def point(self, digits: Sequence[int]) -> Point:
         return Point.model_construct(**self.values(digits))
 
     def canonical(self, digits: Sequence[int]) -> dict[str, Any]:
         """Every parameter, as Point.values() gives them."""
-        values = self.every_value(digits)
+        values = {**DEFAULTS, **self.values(digits)}
         if values["cores"] is None:
             values["cores"] = values["vcpus"]
         return values

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.blocks import Block
+from sweep.blocks import DEFAULTS, Block
 from sweep.configs import digest_of
 from sweep.errors import Fault, StudyError
 from sweep.identity import Identities
@@ -58,25 +58,35 @@ class Points:
     def chosen(self, which: Bools) -> "Points":
         return replace(self, indices=self.indices[which], digits=self.digits[:, which], replicates=self.replicates[which])
 
-    def _configurations(self) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-        """(digits, replicates) of points that differ in nothing else."""
-        changes = np.flatnonzero((self.digits[:, 1:] != self.digits[:, :-1]).any(axis=0)) + 1
-        bounds = [0, *changes.tolist(), len(self)] if len(self) else []
-        rows, replicates = self.digits[:, bounds[:-1]].T.tolist(), self.replicates.tolist()
-        for digits, (start, end) in zip(rows, pairwise(bounds), strict=True):
-            yield digits, replicates[start:end]
+    def runs(self, apart: frozenset[str] = frozenset()) -> Iterator[tuple[int, int]]:
+        """(first, end) of neighbours that differ in no parameter, but in these and in their replicate."""
+        moved = [i for i, axis in enumerate(self.block.axes) if not apart.issuperset(axis.names)]
+        changes = np.flatnonzero((self.digits[moved, 1:] != self.digits[moved, :-1]).any(axis=0)) + 1
+        yield from pairwise([0, *changes.tolist(), len(self)]) if len(self) else ()
 
     @cached_property
     def ids(self) -> list[str]:
-        return [each for digits, replicates in self._configurations() for each in self.identities.of(digits, replicates)]
+        bounds = list(self.runs())
+        rows, replicates = self.digits[:, [first for first, _ in bounds]].T.tolist(), self.replicates.tolist()
+        runs = zip(rows, bounds, strict=True)
+        return [each for digits, (first, end) in runs for each in self.identities.of(digits, replicates[first:end])]
+
+    def values(self, number: int) -> dict[str, Any]:
+        """Every parameter of one of them; `cores` is None where it is not given."""
+        return {**DEFAULTS, **self.block.values(self.digits[:, number].tolist())}
+
+    def values_of(self, name: str) -> Sequence[Any]:
+        """One parameter of all of them."""
+        source = self.block.source(name)
+        if source.position is None:
+            return [source.value(0)] * len(self)
+        return [source.value(digit) for digit in self.digits[source.position].tolist()]
+
+    def __getitem__(self, number: int) -> PlannedPoint:
+        return PlannedPoint(self.ids[number], self.values(number), int(self.replicates[number]), self.seed)
 
     def __iter__(self) -> Iterator[PlannedPoint]:
-        """Those of one configuration share their values."""
-        ids = iter(self.ids)
-        for digits, replicates in self._configurations():
-            values = self.block.every_value(digits)
-            for replicate in replicates:
-                yield PlannedPoint(next(ids), values, replicate, self.seed)
+        return (self[number] for number in range(len(self)))
 
 
 def _as_array(indices: Int64s | range) -> Int64s:

@@ -1,9 +1,12 @@
 """One point: the only place that calls the kernels."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from kernels.cost import Charges, charges_of
 from kernels.results import Results
@@ -11,9 +14,11 @@ from kernels.script import Script
 from kernels.simulate import Prepared, Run, Simulator, simulate
 from kernels.steps import Khugepaged, Ksm, Touch
 from sweep.configs import CostFile, Workload
-from sweep.plan import PlannedPoint
+from sweep.plan import Int64s, PlannedPoint, Points
 from sweep.steps import TouchListStep, build_step
 from sweep.study import Study
+
+CHANCE = frozenset({"thp_failure"})  # points that differ in nothing else run on one prepared machine
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ def _script(workload: Workload) -> Script:
 
 
 def _machine(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's parameters as simulate() takes them, but for steps and costs."""
+    """A point's parameters as simulate() takes them, but for steps, costs and CHANCE."""
     found = {**values}
-    del found["workload"], found["costs"]
+    del found["workload"], found["costs"], found["thp_failure"]
     found["khugepaged"] = Khugepaged(**values["khugepaged"]) if values["khugepaged"] else None
     found["ksm"] = Ksm(**values["ksm"]) if values["ksm"] else None
     return found
@@ -53,6 +58,7 @@ def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0)
     values = planned.values
     return simulate(
         **_machine(values),
+        thp_failure=values["thp_failure"],
         steps=_script(context.workloads[values["workload"]]).steps,
         costs=context.costs[values["costs"]].values,
         seed=planned.seed,
@@ -61,24 +67,53 @@ def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0)
     )
 
 
+class Ran(NamedTuple):
+    """What came of some points."""
+
+    ops: list[tuple[str, ...]]  # of those that came to their ends: what their steps do
+    wall_ns: Int64s  # (points,); of points that are run in one call, their mean
+    failures: list[tuple[int, Exception]]
+
+
 class Runner:
-    """Runs points one after another; what they share is made once. Their rows come together until forget()."""
+    """Runs points; what they share is made once. Their rows come together until forget()."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self._simulator = Simulator()
         self._scripts: dict[str, Script] = {}
         self._charges: dict[str, Charges] = {}
-        self._last: tuple[Mapping[str, Any], Prepared] | None = None
 
-    def run(self, planned: PlannedPoint) -> tuple[str, ...]:
-        """Run a point and add its rows; returns what its steps do. Raises as simulate_point(); then no row was added."""
-        values = planned.values
-        if self._last is None or values is not self._last[0]:
-            self._last = values, self._prepared(values)
-        prepared = self._last[1]
-        self._simulator.run(prepared, planned.seed, planned.replicate)
-        return prepared.ops
+    def prepare(self, values: Mapping[str, Any]) -> Prepared:
+        """Make ready the machine of these parameters, but for CHANCE. Raises what `kernels.simulate()` raises, and StudyError for a
+        touch list that cannot be read."""
+        workload, costs = values["workload"], values["costs"]
+        if workload not in self._scripts:
+            self._keep_script(workload)
+        if costs not in self._charges:
+            self._charges[costs] = charges_of(self.context.costs[costs].values)
+        return self._simulator.prepare(**_machine(values), script=self._scripts[workload], charges=self._charges[costs])
+
+    def run(self, points: Points) -> Ran:
+        """Run them one after the other and add the rows of those that came to their ends; a point that fails stops no other."""
+        ran = Ran([], np.zeros(len(points), np.int64), [])
+        self._simulator.take(points.seed, points.replicates, points.values_of("thp_failure"))
+        for first, end in points.runs(CHANCE):
+            at = first
+            try:
+                prepared = self.prepare(points.values(first))
+                for at in range(first, end, prepared.ready.at_once):
+                    self._run(prepared, at, min(end, at + prepared.ready.at_once), ran)
+            except Exception as error:  # whatever it is, it is these points'
+                ran.failures.extend((number, error) for number in range(at, end))
+        return ran
+
+    def _run(self, prepared: Prepared, first: int, end: int, ran: Ran) -> None:
+        start = time.perf_counter_ns()
+        failures = self._simulator.run(prepared, first, end)
+        ran.wall_ns[first:end] = (time.perf_counter_ns() - start) // (end - first)
+        ran.failures.extend(failures)
+        ran.ops.extend([prepared.ready.ops] * (end - first - len(failures)))
 
     def results(self) -> Results:
         """Rows of the points that were run since forget(), and of their steps."""
@@ -86,14 +121,6 @@ class Runner:
 
     def forget(self) -> None:
         self._simulator.forget()
-
-    def _prepared(self, values: Mapping[str, Any]) -> Prepared:
-        workload, costs = values["workload"], values["costs"]
-        if workload not in self._scripts:
-            self._keep_script(workload)
-        if costs not in self._charges:
-            self._charges[costs] = charges_of(self.context.costs[costs].values)
-        return self._simulator.prepare(**_machine(values), script=self._scripts[workload], charges=self._charges[costs])
 
     def _keep_script(self, name: str) -> None:
         """Touch lists are large: one of them is kept."""

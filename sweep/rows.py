@@ -1,6 +1,5 @@
 """Points become rows of the tables: the numbers of their runs and their parameters, put together by column."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -33,17 +32,14 @@ class Recorder:
 
     def run(self, points: Points) -> tuple[Bools, Int64s]:
         """Run them one after the other; returns which were done (others are rows of `errors` now), and the wall time of each, ns."""
-        done, clock = np.ones(len(points), np.bool_), [time.perf_counter_ns()]
-        for number, planned in enumerate(points):
-            try:
-                self._ops.append(self._runner.run(planned))
-            except Exception as error:  # whatever it is, it is this point's; the sweep goes on
-                done[number] = False
-                self.fail(planned, type(error).__name__, str(error))
-            clock.append(time.perf_counter_ns())
-        self._done.append(points if done.all() else points.chosen(done))
-        wall_ns: Int64s = np.diff(np.array(clock, np.int64)).astype(np.int64)
-        return done, wall_ns
+        ran = self._runner.run(points)
+        done = np.ones(len(points), np.bool_)
+        for number, error in ran.failures:
+            done[number] = False
+            self.fail(points[number], type(error).__name__, str(error))
+        self._ops += ran.ops
+        self._done.append(points.chosen(done) if ran.failures else points)
+        return done, ran.wall_ns
 
     def fail(self, planned: PlannedPoint, kind: str, message: str) -> None:
         """Make a point a row of `errors`."""

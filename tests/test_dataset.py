@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,7 +23,6 @@ from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, DatasetError, NondeterminismError, UsageError
 from sweep.export import export
 from sweep.merge import merge
-from sweep.plan import PlannedPoint
 from sweep.point import Runner
 from sweep.runner import RunOptions
 from sweep.schema import POINTS, STEPS, arrow_schema
@@ -149,15 +150,15 @@ def test_a_directory_that_is_no_dataset_is_left_alone(study_file: Path, tmp_path
 
 
 def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Runner.run
+    real = Runner.prepare
 
-    def fails_with_three_vcpus(runner: Runner, planned: PlannedPoint) -> tuple[str, ...]:
-        if planned.point.vcpus == 3:
+    def fails_with_three_vcpus(runner: Runner, values: Mapping[str, Any]) -> Any:
+        if values["vcpus"] == 3:
             raise ArithmeticError("three is too many")
-        return real(runner, planned)
+        return real(runner, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runner, "run", fails_with_three_vcpus)
+        patch.setattr(Runner, "prepare", fails_with_three_vcpus)
         summary = run(study_file, tmp_path / "x")
         assert (summary.exit_status, summary.done, summary.failed) == (1, 12, 12)
         again = run(study_file, tmp_path / "x")

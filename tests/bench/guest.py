@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from kernels import Access, Order, Run, Touch, arena, simulate
-from kernels.loops import Loop, bind_loop, run_loop
+from kernels.loops import bind_run
+from kernels.results import Results
 from kernels.spec import Vm
 from kernels.state import Env, Machine
+from kernels.tasks import Loop, Task, Tasks
 
 GIB, TIB = 1 << 30, 1 << 40
 LARGE = 1 << 20  # arrays up to this size are copied back, larger ones hold nothing at first
@@ -31,26 +33,29 @@ class Guest:
     """One call of simulate(), its steps kept."""
 
     def __init__(self, **parameters: Any) -> None:
-        self.calls: list[tuple[Loop, Machine, Env, int]] = []
+        self.calls: list[tuple[arena.Runs, int]] = []  # what runs each step, and the step's number
         self.first: list[Any] = []
-        arena.bind_loop = self._recording  # type: ignore[assignment]
+        self.env: Env  # of the last step
+        self.tasks: Tasks
+        arena.bind_run = self._recording  # type: ignore[assignment]
         try:
             self.run: Run = simulate(**parameters)
         finally:
-            arena.bind_loop = bind_loop
+            arena.bind_run = bind_run
         self.machine: Machine = self.run.machine
 
-    def _recording(self, m: Machine, env: Env, *others: Any) -> Callable[[Loop, int, int], int]:
-        """bind_loop(), which notes what it is asked for; the environment holds the next step afterwards."""
-        run = bind_loop(m, env, *others)
+    def _recording(self, m: Machine, scratch: Any, env: Env, tasks: Tasks, chances: Any, results: Results) -> arena.Runs:
+        """bind_run(), which notes what it is asked for."""
+        run = bind_run(m, scratch, env, tasks, chances, results)
 
-        def step(loop: Loop, marks: int, budget: int) -> int:
+        def runs(point: int, end: int, first_step: int, end_step: int, clear: int) -> int:
             if not self.calls:
                 self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
-            self.calls.append((loop, m, Env(*(array.copy() for array in env)), budget))
-            return run(loop, marks, budget)
+            self.calls += [(run, step) for step in range(first_step, end_step)]
+            self.env, self.tasks, self.results = env, tasks, results
+            return run(point, end, first_step, end_step, clear)
 
-        return step
+        return runs
 
     def reset(self) -> None:
         """As before the first step."""
@@ -59,12 +64,17 @@ class Guest:
 
     def step(self, number: int) -> float:
         """CPU seconds of one step, from the state that is there."""
-        return cpu_seconds(lambda: run_loop(*self.calls[number]))
+        run, step = self.calls[number]
+        self.results.at[:] = 0
+        return cpu_seconds(lambda: run(0, 1, step, step + 1, 0))
 
     def step_as_many(self, number: int) -> float:
         """The same in the event loop, also with one vCPU."""
-        _, *call = self.calls[number]
-        return cpu_seconds(lambda: run_loop(Loop.MANY, *call))
+        row, as_it_was = self.tasks.rows[self.calls[number][1]], self.tasks.rows.copy()
+        row[Task.LOOP] = Loop.MANY
+        seconds = self.step(number)
+        self.tasks.rows[:] = as_it_was
+        return seconds
 
     def fresh(self, event_loop: bool = False) -> float:
         """CPU seconds of the last step, after all others from the start."""
@@ -73,10 +83,6 @@ class Guest:
             self.step(number)
         last = len(self.calls) - 1
         return self.step_as_many(last) if event_loop else self.step(last)
-
-    @property
-    def env(self) -> Env:
-        return self.calls[-1][2]
 
     @property
     def touches(self) -> int:
