@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kernels.arena import Arena
 from kernels.checks import PointError, check_cores, check_count, check_point, check_steps
@@ -277,7 +278,7 @@ class Simulator:
             trace_rows=trace_rows,
         )
 
-    def take(self, seed: int, replicates: Sequence[int] | Int64s, thp_failures: Sequence[float]) -> None:
+    def take(self, seed: int, replicates: ArrayLike, thp_failures: ArrayLike) -> None:
         """What chance decides in the points that run() is asked for: their replicates and the chance that an allocation fails, two
         sequences of one length. Raises PointError for what is no chance."""
         failures = np.asarray(thp_failures, np.float64)

@@ -6,9 +6,12 @@ in the values of the axes only, so that the text of each value is made once.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sweep.blocks import Block, Source
 from sweep.parameters import CAME_LATER, PARAMETERS
@@ -54,13 +57,15 @@ class Identities:
         names = [workload.value(digit) for digit in range(len(workload.rows))]
         self._ends = [f',"seed":{seed},"workload":"{workload_digests[name]}"}}'.encode() for name in names]
 
-    def of(self, digits: Sequence[int], replicates: Iterable[int]) -> list[str]:
-        """BLAKE2b-128 of some replicates of a configuration, 32 hex digits each."""
-        places = (*digits, 0)
-        text = b"".join([texts[places[position]] for position, texts in self._parameters])
-        begun, end = hashlib.blake2b(text, digest_size=16), self._ends[places[self._workload]]
-        found = []
-        for replicate in replicates:
+    def of(self, digits: NDArray[np.int64], replicates: NDArray[np.int64]) -> list[str]:
+        """BLAKE2b-128 of points, 32 hex digits each: their digits, shape (axes, points), and replicates."""
+        found, last = [], None
+        begun, end = hashlib.blake2b(), b""
+        rows = np.vstack([digits, np.zeros((1, len(replicates)), np.int64)]).T.tolist()
+        for row, replicate in zip(rows, replicates.tolist(), strict=True):
+            if row != last:  # replicates of one configuration stand together
+                begun = hashlib.blake2b(b"".join([texts[row[position]] for position, texts in self._parameters]), digest_size=16)
+                last, end = row, self._ends[row[self._workload]]
             whole = begun.copy()
             whole.update(b"%d%b" % (replicate, end))
             found.append(whole.hexdigest())

@@ -66,21 +66,22 @@ class Points:
 
     @cached_property
     def ids(self) -> list[str]:
-        bounds = list(self.runs())
-        rows, replicates = self.digits[:, [first for first, _ in bounds]].T.tolist(), self.replicates.tolist()
-        runs = zip(rows, bounds, strict=True)
-        return [each for digits, (first, end) in runs for each in self.identities.of(digits, replicates[first:end])]
+        return self.identities.of(self.digits, self.replicates)
 
     def values(self, number: int) -> dict[str, Any]:
         """Every parameter of one of them; `cores` is None where it is not given."""
         return {**DEFAULTS, **self.block.values(self.digits[:, number].tolist())}
 
-    def values_of(self, name: str) -> Sequence[Any]:
-        """One parameter of all of them."""
+    def values_of(self, name: str) -> tuple[list[Any], Int64s]:
+        """The values of a parameter that may occur, and which of them each point has."""
         source = self.block.source(name)
         if source.position is None:
-            return [source.value(0)] * len(self)
-        return [source.value(digit) for digit in self.digits[source.position].tolist()]
+            return [source.value(0)], np.zeros(len(self), np.int64)
+        which, count = self.digits[source.position], len(source.rows)
+        if count > len(self):
+            present, which = np.unique(which, return_inverse=True)
+            return [source.value(digit) for digit in present.tolist()], which
+        return [source.value(digit) for digit in range(count)], which
 
     def __getitem__(self, number: int) -> PlannedPoint:
         return PlannedPoint(self.ids[number], self.values(number), int(self.replicates[number]), self.seed)

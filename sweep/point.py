@@ -97,7 +97,8 @@ class Runner:
     def run(self, points: Points) -> Ran:
         """Run them one after the other and add the rows of those that came to their ends; a point that fails stops no other."""
         ran = Ran([], np.zeros(len(points), np.int64), [])
-        self._simulator.take(points.seed, points.replicates, points.values_of("thp_failure"))
+        failures, which = points.values_of("thp_failure")
+        self._simulator.take(points.seed, points.replicates, np.array(failures, np.float64)[which])
         for first, end in points.runs(CHANCE):
             at = first
             try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from kernels.results import VALUES
 from sweep.parameters import COLUMN_OF, PARAMETERS, column_value
@@ -52,7 +53,7 @@ class Recorder:
         point, step = 0, 0
         for each in self._done:
             ops = self._ops[point : point + len(each)]
-            counts = np.array([len(names) for names in ops], np.int64)
+            counts = np.fromiter(map(len, ops), np.int64, len(ops))
             points.append(_points_table(each, self.context, results.points[point : point + len(each)]))
             steps.append(_steps_table(each, self.context, results.steps[step : step + counts.sum()], ops, counts))
             point, step = point + len(each), step + int(counts.sum())
@@ -70,16 +71,23 @@ def _joined(table: str, parts: Sequence[pa.Table]) -> pa.Table:
 def _points_table(points: Points, context: Context, rows: Int64s) -> pa.Table:
     measured = dict(zip(VALUES, rows.T.copy(), strict=True))
     columns = {COLUMN_OF.get(name, name): _parameter(points, name, partial(column_value, name)) for name in PARAMETERS}
-    times = zip(measured["touches"].tolist(), columns["vcpus"].to_pylist(), measured["guest_ns"].tolist(), strict=True)
-    columns["pages_per_s_per_vcpu"] = pa.array([touch_rate(*each) for each in times], pa.float64())
+    columns["pages_per_s_per_vcpu"] = _rates(measured["touches"], columns["vcpus"], measured["guest_ns"])
     columns["costs_digest"] = _parameter(points, "costs", context.cost_digests.__getitem__)
     return _table("points", {**_identity(points, context), **columns, **measured})
+
+
+def _rates(touches: Int64s, vcpus: pa.Array, guest_ns: Int64s) -> NDArray[np.float64]:
+    rates = np.zeros(len(touches), np.float64)
+    some = np.flatnonzero(guest_ns)
+    known = zip(touches[some].tolist(), vcpus.take(_numbers(some)).to_pylist(), guest_ns[some].tolist(), strict=True)
+    rates[some] = [touch_rate(*each) for each in known]
+    return rates
 
 
 def _steps_table(points: Points, context: Context, rows: Int64s, ops: Sequence[tuple[str, ...]], counts: Int64s) -> pa.Table:
     measured = dict(zip(VALUES, rows.T.copy(), strict=True))
     whose = np.repeat(np.arange(len(points)), counts)
-    identity = {name: column.take(pa.array(whose)) for name, column in _identity(points, context).items()}
+    identity = {name: column.take(_numbers(whose)) for name, column in _identity(points, context).items()}
     numbers = np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)
     steps = {"step": numbers, "op": list(chain.from_iterable(ops)), "step_ns": measured["total_ns"]}
     return _table("steps", {**identity, **measured, **steps})
@@ -89,18 +97,20 @@ def _identity(points: Points, context: Context) -> dict[str, pa.Array]:
     return {
         "point_id": pa.array(points.ids, pa.string()),
         "study": pa.repeat(context.study, len(points)),
-        "replicate": pa.array(points.replicates, pa.int32()),
+        "replicate": _numbers(points.replicates),
         "seed": pa.repeat(pa.scalar(points.seed, pa.uint64()), len(points)),
     }
 
 
 def _parameter(points: Points, name: str, shown: Callable[[Any], Any]) -> pa.Array:
     """What is shown of a parameter; made once for each of its values."""
-    source = points.block.source(name)
-    if source.position is None:
-        return pa.array([shown(source.value(0))]).take(pa.array(np.zeros(len(points), np.int64)))
-    digits, which = np.unique(points.digits[source.position], return_inverse=True)
-    return pa.array([shown(source.value(digit)) for digit in digits.tolist()]).take(pa.array(which))
+    values, which = points.values_of(name)
+    return pa.array([shown(value) for value in values]).take(_numbers(which))
+
+
+def _numbers(values: NDArray[Any]) -> pa.Array:
+    """As they lie in memory; pa.array() would import pandas to see what they are."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def _table(table: str, columns: Mapping[str, Any]) -> pa.Table:
@@ -109,4 +119,5 @@ def _table(table: str, columns: Mapping[str, Any]) -> pa.Table:
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
-    return values.cast(kind) if isinstance(values, pa.Array) else pa.array(values, kind)
+    made = _numbers(values) if isinstance(values, np.ndarray) else values if isinstance(values, pa.Array) else pa.array(values, kind)
+    return made.cast(kind)
