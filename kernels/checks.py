@@ -94,9 +94,7 @@ def smt_fault(cores: int | None, smt: int) -> str:
     return f"smt = {smt}: without cores every vCPU has a core of its own; give cores" if smt > 1 and cores is None else ""
 
 
-def check_point(
-    memory: int, offset: int, guest_page: int, thp_failure: float, traits: Traits, khugepaged: Khugepaged | None, ksm: Ksm | None
-) -> None:
+def check_point(memory: int, offset: int, guest_page: int, traits: Traits, khugepaged: Khugepaged | None, ksm: Ksm | None) -> None:
     """Raises PointError."""
     for name, value in (("memory", memory), ("offset", offset), ("guest_page", guest_page)):
         if not is_whole(value):
@@ -112,7 +110,6 @@ def check_point(
     rules = (
         (0 <= offset <= MAX_MEMORY_BYTES and offset % PAGE_BYTES == 0, f"offset = {offset} bytes: a multiple of {PAGE_BYTES} is needed"),
         (guest_page in (PAGE_BYTES, PMD_BYTES), f"guest_page = {guest_page} bytes: {PAGE_BYTES} or {PMD_BYTES} is needed"),
-        (0.0 <= thp_failure <= 1.0, f"thp_failure = {thp_failure}: 0 ... 1 is needed"),
     )
     faults = [text for good, text in rules if not good]
     faults += [f"khugepaged: {text}" for text in daemon_faults(khugepaged)] + [f"ksm: {text}" for text in daemon_faults(ksm)]

@@ -4,6 +4,7 @@ The values here are those of configs/costs/default.toml, which adds range, machi
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -160,10 +161,25 @@ MAX_COST_NS = 1_000_000_000_000
 SMT_RANGE = 1000, 10_000  # smt_ns is no time: what 1000 ns of work take beside a sibling
 
 
-def check_smt(costs: Mapping[Cost, int]) -> None:
+def check_smt(smt_ns: int) -> None:
     """Raises CostError for a factor that would make shared cores faster, or endlessly slow."""
-    if not SMT_RANGE[0] <= costs[Cost.SMT_NS] <= SMT_RANGE[1]:
-        raise CostError(f"cost smt_ns = {costs[Cost.SMT_NS]}: {SMT_RANGE[0]} ... {SMT_RANGE[1]} is needed, for 1000 ns of work")
+    if not SMT_RANGE[0] <= smt_ns <= SMT_RANGE[1]:
+        raise CostError(f"cost smt_ns = {smt_ns}: {SMT_RANGE[0]} ... {SMT_RANGE[1]} is needed, for 1000 ns of work")
+
+
+@dataclass(frozen=True, eq=False)
+class Charges:
+    """Costs, checked, as a run needs them; made once for all points of a cost file."""
+
+    row: NDArray[np.int64]  # (len(Cost),) ns
+    total_ns: int
+    touch_ns: int
+    smt_ns: int
+
+
+def charges_of(costs: Mapping[Cost, int]) -> Charges:
+    """Raises CostError."""
+    return Charges(cost_row(costs), sum(costs.values()), costs[Cost.TOUCH_NS], costs[Cost.SMT_NS])
 
 
 def cost_row(costs: Mapping[Cost, int]) -> NDArray[np.int64]:

@@ -68,6 +68,14 @@ def scramble(z: np.uint64) -> np.uint64:
 
 
 @jit
+def step_key_of(seed: int, replicate: int, step: int) -> int:
+    """step_key() of a seed that is given as signed(), for compiled code."""
+    key = scramble(np.uint64(seed) + _GOLDEN)
+    key = scramble(key + np.uint64(replicate + 1) * _GOLDEN)
+    return np.int64(scramble(key + np.uint64(step + 1) * _GOLDEN))
+
+
+@jit
 def draw(key: int, salt: int, i: int) -> np.uint64:
     """64 random bits: number i of the key's stream `salt`."""
     return scramble(draw_state(key, salt, i))

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, update_wrapper
+from functools import cache, lru_cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,24 +29,53 @@ def _linker() -> Any:
 
 
 class Passed(NamedTuple):
-    """An argument as compiled code takes it; made beforehand for one that comes again and again, since it takes a microsecond an array."""
+    """An argument as compiled code takes it."""
 
     given: Any  # keeps the arrays as long as their addresses
     kind: Kind
     words: Any  # a whole number, or what is at an Address: of each array its data and its lengths
 
 
+@lru_cache(maxsize=1024)
+def _number(given: int) -> Passed:
+    """Numbers come again and again: which loop, how many events at most."""
+    number = ctypes.c_int64(given)
+    if number.value != given:
+        raise OverflowError(f"{given} has more than 64 bits")
+    return Passed(given, None, number)
+
+
 def as_passed(given: Any) -> Passed:
     """Raises TypeError for an array with gaps: compiled code goes by its data and lengths alone. OverflowError: more than 64 bits."""
     if not isinstance(given, tuple):
-        number = ctypes.c_int64(given)
-        if number.value != given:
-            raise OverflowError(f"{given} has more than 64 bits")
-        return Passed(given, None, number)
-    if not all(array.flags.c_contiguous and array.flags.aligned for array in given):
-        raise TypeError(f"{type(given).__name__}: an array is not contiguous, or not aligned")
-    words = [word for array in given for word in (array.ctypes.data, *array.shape)]
+        return _number(given)
+    words: list[int] = []
+    for array in given:
+        flags = array.flags
+        if not (flags.c_contiguous and flags.aligned):
+            raise TypeError(f"{type(given).__name__}: an array is not contiguous, or not aligned")
+        simple = flags.writeable and array.size  # then this takes a third of the time
+        words.append(ctypes.addressof(ctypes.c_char.from_buffer(array)) if simple else array.ctypes.data)
+        words.extend(array.shape)
     return Passed(given, tuple([(array.dtype, array.ndim) for array in given]), (ctypes.c_int64 * len(words))(*words))
+
+
+class Call:
+    """A call of compiled code whose NamedTuples are known, so that they are looked at once; its whole numbers are given each time."""
+
+    def __init__(self, symbol: str, call: Callable[..., int], words: Sequence[Any]) -> None:
+        self.symbol, self.call = symbol, call
+        self.result, self.failure = ctypes.c_int64(), ctypes.c_void_p()  # numba's convention: these two come first
+        self.words = [ctypes.byref(self.result), ctypes.byref(self.failure), *words]
+        self.places = [place for place, word in enumerate(self.words) if word is None]
+
+    def __call__(self, *numbers: int) -> int:
+        words = self.words
+        for place, number in zip(self.places, numbers, strict=True):
+            words[place] = _number(number).words
+        if self.call(*words):
+            raise RuntimeError(f"{self.symbol}() raised an exception, which nothing in it should")
+        return self.result.value
 
 
 class Program:
@@ -56,26 +85,32 @@ class Program:
         self.function = function
         self.symbol = f"{function.__module__}.{function.__qualname__}"
         self.kinds: list[Kind] = []
-        self.call: Any = None
+        self.loaded: Any = None
         self.loading = threading.Lock()
         update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> int:
         """Arguments are numbers, NamedTuples, or what as_passed() made of them."""
-        passed = [each if isinstance(each, Passed) else as_passed(each) for each in arguments]
+        call = self.bind(*[None if isinstance(each, int) else each for each in arguments])
+        return call(*[each for each in arguments if isinstance(each, int)])
+
+    def bind(self, *arguments: Any) -> Callable[..., int]:
+        """The function of its whole numbers alone, which are None here. Raises TypeError for arguments of other kinds than before."""
+        passed = [each if each is None or isinstance(each, Passed) else as_passed(each) for each in arguments]
         if PYTHON_ONLY:
-            return int(self.function(*(each.given for each in passed)))
-        kinds = [each.kind for each in passed]
-        if self.call is None:
+            return partial(self._in_python, [each and each.given for each in passed])
+        kinds = [each and each.kind for each in passed]
+        if self.loaded is None:
             with self.loading:
-                if self.call is None:
-                    self.kinds, self.call = kinds, self._load(kinds, [each.given for each in passed])
+                if self.loaded is None:
+                    self.kinds, self.loaded = kinds, self._load(kinds, [each.given if each else 0 for each in passed])
         if kinds != self.kinds:
             raise TypeError(f"{self.symbol}() was compiled for {self.kinds}, not for {kinds}")
-        result, failure = ctypes.c_int64(), ctypes.c_void_p()  # numba's convention: these two come first
-        if self.call(ctypes.byref(result), ctypes.byref(failure), *[each.words for each in passed]):
-            raise RuntimeError(f"{self.symbol}() raised an exception, which nothing in it should")
-        return result.value
+        return Call(self.symbol, self.loaded, [each and each.words for each in passed])
+
+    def _in_python(self, given: Sequence[Any], *numbers: int) -> int:
+        left = iter(numbers)
+        return int(self.function(*[next(left) if each is None else each for each in given]))
 
     def _load(self, kinds: Sequence[Kind], arguments: Sequence[Any]) -> Any:
         folder = compile_cache()

@@ -6,19 +6,22 @@
 (1025, 512, 2097152)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from kernels.checks import MOST_EVENTS, PointError, check_counts, check_point, check_steps
-from kernels.cost import DEFAULT_COSTS, Cost, check_smt, cost_row
-from kernels.draws import cut, step_key
+from kernels.arena import Arena
+from kernels.checks import PointError, check_counts, check_point, check_steps
+from kernels.cost import DEFAULT_COSTS, Charges, Cost, charges_of, check_smt
+from kernels.draws import DRAW_BITS, signed
 from kernels.engine import SPLIT, TOO_LATE
-from kernels.loops import Loop, run_loop
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
+from kernels.results import COUNTERS, GAUGES, LATENCIES, TOO_LONG, VALUES, At, Results
+from kernels.script import NEVER_YEARS, Daemons, Ready, Script, Terms, all_steps
 from kernels.spec import (
     NEVER,
     PMD_BYTES,
@@ -26,35 +29,21 @@ from kernels.spec import (
     PMD_PAGES,
     PUD_ORDER,
     PUD_PAGES,
-    Actor,
     Backing,
-    Counter,
-    Gauge,
     Mmu,
-    Order,
     Prealloc,
     Setup,
-    Stream,
     ThpEnabled,
     Vm,
 )
-from kernels.state import Env, Geometry, Int64s, Machine, bucket_top, geometry_of, new_machine
-from kernels.steps import Khugepaged, Ksm, Populate, PreFault, Step, Touch, TouchList, op_of
-from kernels.workload import Accesses, accesses_of, fraction_cut, stream_of
+from kernels.state import Bytes, Geometry, Int64s, Machine, geometry_of
+from kernels.steps import Khugepaged, Ksm, Step
+from kernels.tasks import Chance, Task
+from kernels.workload import fraction_cut
 
-COUNTERS = tuple(counter.name.lower() for counter in Counter)
-GAUGES = tuple(gauge.name.lower() for gauge in Gauge)
-PERCENTILES: Mapping[str, tuple[int, int]] = {
-    "fault_p50_ns": (50, 100),
-    "fault_p90_ns": (90, 100),
-    "fault_p99_ns": (99, 100),
-    "fault_p999_ns": (999, 1000),
-}
 NS_PER_MS = 1_000_000
 DAEMONS = 2  # khugepaged and ksmd
-EVENTS_PER_ACCESS = 4096  # a step that needs more has run into a storm that does not end
-FAULTS_PER_PAGE = 4  # a read, a write, each after a loss of the page
-NEVER_YEARS = NEVER // (365 * 86_400 * 10**9)
+KEPT = 1 << 14  # values of each part of a configuration
 E = TypeVar("E", Backing, ThpEnabled, Prealloc, Mmu)
 
 
@@ -99,110 +88,6 @@ def member(kind: type[E], value: Any, name: str) -> E:
         raise PointError(f"{name} = {value!r} is unknown; known: {', '.join(k.name.lower() for k in kind)}") from None
 
 
-def all_steps(prealloc: Prealloc, prealloc_threads: int, steps: Sequence[Step]) -> list[tuple[Step, int]]:
-    """What runs: the VMM's preallocation, then the workload, each with its number among the workload's steps."""
-    before: list[tuple[Step, int]] = []
-    if prealloc & Prealloc.POPULATE:
-        before.append((Populate(threads=prealloc_threads), -1))
-    if prealloc & Prealloc.PRE_FAULT:
-        before.append((PreFault(), -1))
-    return before + [(step, i) for i, step in enumerate(steps)]
-
-
-def actors_of(steps: Sequence[tuple[Step, int]], vcpus: int) -> int:
-    return max([vcpus] + [step.threads for step, _ in steps if isinstance(step, Populate)])
-
-
-def loop_of(m: Machine, env: Env) -> Loop:
-    """The lone actor's loop where there is one actor and nobody beside it or watching. Raises PointError."""
-    beside = env.setup[Setup.KHUGEPAGED] or env.setup[Setup.KSM]
-    if env.stream[Stream.SKIP_HITS] and (beside or len(m.trace)):
-        raise PointError("skip_hits leaves no single touch to trace, or to run beside khugepaged or KSM: leave it out")
-    if env.stream[Stream.ACTOR] == Actor.CALL:
-        return Loop.CALL
-    return Loop.MANY if beside or env.stream[Stream.ACTORS] > 1 or len(m.trace) else Loop.ALONE
-
-
-def run_step(m: Machine, env: Env, budget: int) -> int:
-    """One step; returns its ns. Raises PointError, BudgetError."""
-    ns = run_loop(loop_of(m, env), m, env, budget)
-    if ns == SPLIT:
-        raise PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
-    if ns == TOO_LATE:
-        raise PointError(f"virtual time would pass {NEVER} ns, {NEVER_YEARS} years: lower touches, think_ns or costs")
-    if ns < 0:
-        raise BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
-    return ns
-
-
-def _result(step: Step, m: Machine, ns: int) -> StepResult:
-    return StepResult(
-        op=op_of(step),
-        guest=isinstance(step, Touch | TouchList),
-        ns=ns,
-        counters=dict(zip(COUNTERS, m.counters.tolist(), strict=True)),
-        gauges=dict(zip(GAUGES, m.gauges.tolist(), strict=True)),
-        hist=m.hist.copy(),
-        fault_max_ns=int(m.vm[Vm.FAULT_MAX_NS]),
-    )
-
-
-def latency_of(hist: Int64s, fault_max_ns: int) -> dict[str, int]:
-    """Percentiles of a histogram as the top of their bucket, never above the maximum; 0 without a fault."""
-    if not fault_max_ns:  # without a fault, and where faults take no time
-        return dict.fromkeys((*PERCENTILES, "fault_max_ns"), 0)
-    cumulative = np.cumsum(hist)
-    total = int(cumulative[-1])
-    found = {}
-    for name, (part, whole) in PERCENTILES.items():
-        rank = -(-total * part // whole)
-        bucket = int(np.searchsorted(cumulative, max(1, rank)))
-        found[name] = min(fault_max_ns, bucket_top(bucket)) if total else 0
-    return found | {"fault_max_ns": fault_max_ns}
-
-
-def _run(results: list[StepResult], m: Machine) -> Run:
-    hist = np.sum([r.hist for r in results], axis=0) if len(results) > 1 else results[0].hist if results else m.hist
-    totals = [sum(values) for values in zip(*(r.counters.values() for r in results), strict=True)]
-    return Run(
-        steps=tuple(results),
-        counters=dict(zip(COUNTERS, totals or [0] * len(COUNTERS), strict=True)),
-        gauges=dict(zip(GAUGES, m.gauges.tolist(), strict=True)),
-        guest_ns=sum(r.ns for r in results if r.guest),
-        total_ns=sum(r.ns for r in results),
-        latency=latency_of(hist, max((r.fault_max_ns for r in results), default=0)),
-        trace=m.trace[: m.vm[Vm.TRACED]],
-        machine=m,
-    )
-
-
-def _daemon_events(env: Env, made: Accesses) -> int:
-    """About how many events the daemons need at most while a step runs."""
-    ns = int(env.stream[Stream.IDLE_NS]) + accesses_of(made) * (int(env.stream[Stream.THINK_NS]) + 10 * int(env.costs.sum()))
-    events = 0
-    for pages, sleep in ((Setup.KHUGE_PAGES, Setup.KHUGE_SLEEP_NS), (Setup.KSM_PAGES, Setup.KSM_SLEEP_NS)):
-        if env.setup[sleep]:
-            events += (1 + ns // int(env.setup[sleep])) * 16 * (int(env.setup[pages]) + 1)
-    return events
-
-
-def _budget(env: Env, made: Accesses, max_events: int | None) -> int:
-    if max_events is not None:
-        return max_events
-    return min(MOST_EVENTS, 65536 + EVENTS_PER_ACCESS * accesses_of(made) + _daemon_events(env, made))
-
-
-def check_time(made: Accesses, costs: Mapping[Cost, int], pages: int, clock: int) -> None:
-    """Refuse a step that may end after NEVER: each actor's own accesses, one after the other, and the faults of all. Raises PointError."""
-    accesses, actors = accesses_of(made), max(1, int(made.stream[Stream.ACTORS]))
-    own = accesses if made.stream[Stream.ORDER] == Order.LIST else -(-accesses // actors) + 1
-    ns = own * (int(made.stream[Stream.THINK_NS]) + costs[Cost.TOUCH_NS]) + min(accesses, FAULTS_PER_PAGE * pages) * sum(costs.values())
-    if clock + ns + int(made.stream[Stream.IDLE_NS]) >= NEVER:
-        raise PointError(
-            f"{accesses} accesses may take more than {NEVER} ns of virtual time, {NEVER_YEARS} years: lower touches, think_ns or costs"
-        )
-
-
 def max_order(geometry: Geometry) -> int:
     """Order of the largest leaf that the shift of host against guest addresses allows."""
     if geometry.shift % PMD_PAGES:
@@ -216,11 +101,10 @@ def setup_row(
     mmu: Mmu,
     guest_page: int,
     flags: Mapping[Setup, bool],
-    thp_failure: float,
     khugepaged: Khugepaged | None,
     ksm: Ksm | None,
 ) -> Int64s:
-    """The vector that jitted code indexes with Setup; shape (len(Setup),)."""
+    """The vector that jitted code indexes with Setup, but for what takes many values (Simulator.prepare()); shape (len(Setup),)."""
     row = np.zeros(len(Setup), np.int64)
     shallow = mmu == Mmu.SHADOW and guest_page < PMD_BYTES
     row[Setup.MMU] = mmu
@@ -230,7 +114,6 @@ def setup_row(
     for flag, value in flags.items():
         row[flag] = value
     row[Setup.HUGETLB], row[Setup.SHARED], row[Setup.FILE] = traits.hugetlb, traits.shared, traits.file
-    row[Setup.THP_FAILURE_CUT] = cut(thp_failure)
     if khugepaged and traits.thp and traits.collapsible and not traits.file:
         row[Setup.KHUGEPAGED] = 1
         row[Setup.KHUGE_PAGES] = khugepaged.pages_to_scan
@@ -242,6 +125,277 @@ def setup_row(
         row[Setup.KSM_SLEEP_NS] = ksm.sleep_ms * NS_PER_MS
         row[Setup.KSM_CUT] = fraction_cut(ksm.fraction)
     return row
+
+
+class _Memory(NamedTuple):
+    """What `backing` and its like stand for."""
+
+    traits: Traits
+    mmu: Mmu
+    prealloc: Prealloc
+
+
+def _memory_of(backing: Backing | str, thp_enabled: ThpEnabled | str, mmu: Mmu | str, prealloc: Prealloc | str) -> _Memory:
+    kind, how = member(Backing, backing, "backing"), member(Mmu, mmu, "mmu")
+    return _Memory(traits_of(kind, member(ThpEnabled, thp_enabled, "thp_enabled")), how, member(Prealloc, prealloc, "prealloc"))
+
+
+class _Policy(NamedTuple):
+    """What a kernel with a proposal does."""
+
+    behaviour: Mapping[Behaviour, int]
+    row: Int64s
+
+
+def _policy_of(kernel: str, policy: str) -> _Policy:
+    found = behaviours(kernel, policy)
+    return _Policy(found, policy_row(found))
+
+
+class _Slot(NamedTuple):
+    """The memslot and the settings that go with it."""
+
+    geometry: Geometry
+    setup: Int64s
+    daemons: Daemons
+
+
+def _slot_of(
+    memory: int,
+    offset: int,
+    guest_page: int,
+    traits: Traits,
+    mmu: Mmu,
+    nx_huge_pages: bool,
+    eager_page_split: bool,
+    pml: bool,
+    khugepaged: Khugepaged | None,
+    ksm: Ksm | None,
+) -> _Slot:
+    check_point(memory, offset, guest_page, traits, khugepaged, ksm)
+    geometry = geometry_of(memory, offset, traits.gigantic)
+    flags = {Setup.NX: nx_huge_pages, Setup.EAGER_SPLIT: eager_page_split, Setup.PML: pml}
+    setup = setup_row(traits, geometry, mmu, guest_page, flags, khugepaged, ksm)
+    scans = (Setup.KHUGE_PAGES, Setup.KHUGE_SLEEP_NS, Setup.KSM_PAGES, Setup.KSM_SLEEP_NS)
+    return _Slot(geometry, setup, Daemons(*(int(setup[each]) for each in scans)))
+
+
+class Prepared(NamedTuple):
+    """A checked configuration: all of a run but what chance decides."""
+
+    geometry: Geometry
+    actors: int  # daemons included
+    policy: Int64s
+    costs: Int64s
+    setup: Int64s
+    actions: Bytes
+    ready: Ready
+    trace_rows: int
+
+
+class Kept(dict[Any, Any]):
+    """Answers of a function by its arguments: `kept[a, b]` is function(a, b), made once."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def __missing__(self, arguments: tuple[Any, ...]) -> Any:
+        if len(self) >= KEPT:
+            self.clear()
+        found = self[arguments] = self.function(*arguments)
+        return found
+
+
+class Simulator:
+    """Simulates one VM after another. What depends on few parameters is made once for all that share it; arrays are used again."""
+
+    def __init__(self, hists: bool = False) -> None:
+        """`hists`: the latencies of each step are kept."""
+        self.arena = Arena(hists)
+        self._memories = Kept(_memory_of)
+        self._policies = Kept(_policy_of)
+        self._slots = Kept(_slot_of)
+        self._checked_counts = Kept(check_counts)
+        self._checked_steps = Kept(_check_steps)
+        self.machine: Machine  # that the last point ran on; the next run's as well
+        self._set: Prepared | None = None  # what the arena's environment holds
+        self._steps = self._points = 0  # rows
+
+    def prepare(
+        self,
+        *,
+        script: Script,
+        charges: Charges,
+        kernel: str,
+        policy: str,
+        mmu: Mmu | str,
+        backing: Backing | str,
+        memory: int,
+        vcpus: int,
+        thp_enabled: ThpEnabled | str,
+        use_zero_page: bool,
+        offset: int,
+        guest_page: int,
+        nx_huge_pages: bool,
+        eager_page_split: bool,
+        pml: bool,
+        khugepaged: Khugepaged | None,
+        ksm: Ksm | None,
+        prealloc: Prealloc | str,
+        prealloc_threads: int,
+        cores: int | None,
+        smt: int,
+        trace_rows: int = 0,
+        max_events: int | None = None,
+    ) -> Prepared:
+        """Parameters as those of simulate(), but for what chance decides. Raises what that raises, but for BudgetError."""
+        traits, how, before = self._memories[backing, thp_enabled, mmu, prealloc]
+        slot = self._slots[memory, offset, guest_page, traits, how, nx_huge_pages, eager_page_split, pml, khugepaged, ksm]
+        self._checked_counts[vcpus, prealloc_threads, cores, smt, trace_rows, max_events]
+        behaviour, policy_vector = self._policies[kernel, policy]
+        if smt > 1:
+            check_smt(charges.smt_ns)
+        terms = Terms(before, prealloc_threads, slot.geometry.pages, vcpus, charges, slot.daemons, trace_rows > 0, max_events)
+        self._checked_steps[script, before, prealloc_threads, kernel, policy, how, traits, slot.geometry]
+        setup = slot.setup.copy()
+        setup[Setup.CORES], setup[Setup.SMT] = cores or 0, smt
+        return Prepared(
+            geometry=slot.geometry,
+            actors=max(vcpus, script.threads, prealloc_threads if before & Prealloc.POPULATE else 0) + DAEMONS,
+            policy=policy_vector,
+            costs=charges.row,
+            setup=setup,
+            actions=action_table(traits, use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP])),
+            ready=script.ready(terms),
+            trace_rows=trace_rows,
+        )
+
+    def take(self, seed: int, replicates: ArrayLike, thp_failures: ArrayLike) -> None:
+        """What chance decides in the points that run() is asked for: their replicates and the chance that an allocation fails, two
+        sequences of one length. Raises PointError for what is no chance."""
+        failures = np.asarray(thp_failures, np.float64)
+        if len(bad := failures[~((failures >= 0.0) & (failures <= 1.0))]):
+            raise PointError(f"thp_failure = {bad[0]}: 0 ... 1 is needed")
+        self.arena.make_room(chances=len(failures))
+        rows = self.arena.chances.rows[: len(failures)]
+        rows[:, Chance.SEED] = signed(seed)
+        rows[:, Chance.REPLICATE] = replicates
+        rows[:, Chance.THP_FAILURE_CUT] = failures * (1 << DRAW_BITS)
+
+    def run(self, prepared: Prepared, first: int, end: int) -> list[tuple[int, Exception]]:
+        """Run points [first, end) of those taken, and add their rows to the results; returns those that came to no end, and have none,
+        with why."""
+        steps, point, failures = len(prepared.ready.ops), first, list[tuple[int, Exception]]()
+        self.arena.make_room(tasks=steps, steps=self._steps + (end - first) * steps, points=self._points + end - first)
+        self._set_env(prepared)
+        try:
+            while point < end:
+                point = self._run(prepared, point, end)
+                if point < end:
+                    failures.append((point, self._failure(prepared)))
+                    point += 1
+        except MemoryError:  # for a machine
+            self.arena.results.at[[At.STEPS, At.POINTS]] = self._steps, self._points
+            raise
+        done = end - first - len(failures)
+        self._points, self._steps = self._points + done, self._steps + done * steps
+        return failures
+
+    def _run(self, prepared: Prepared, point: int, end: int) -> int:
+        """Points as far as they come to their ends."""
+        parts = prepared.ready.parts
+        while point < end:
+            place = self.arena.place(prepared.geometry, prepared.actors, prepared.trace_rows)
+            self.machine, clear = place.machine, int(place.used)
+            goal = end if len(parts) == 1 and place.small else point + 1
+            for lists, first, last in parts:
+                reached, clear = self.arena.run_with(place, lists)(point, goal, first, last, clear), 0
+                if reached < goal:
+                    return reached
+            point = goal
+        return point
+
+    def _failure(self, prepared: Prepared) -> PointError | BudgetError:
+        """Why the last point came to no end."""
+        at = self.arena.results.at
+        step, reason = int(at[At.FAILED_STEP]), int(at[At.REASON])
+        if reason == TOO_LONG:
+            accesses = prepared.ready.accesses[step]
+            text = f"{accesses} accesses may take more than {NEVER} ns of virtual time, {NEVER_YEARS} years"
+            return PointError(f"{text}: lower touches, think_ns or costs")
+        if reason == SPLIT:
+            return PointError("skip_hits: a huge page was split, and pages read before fault again: leave skip_hits out")
+        if reason == TOO_LATE:
+            return PointError(f"virtual time would pass {NEVER} ns, {NEVER_YEARS} years: lower touches, think_ns or costs")
+        budget = int(prepared.ready.tasks.rows[step, Task.BUDGET])
+        return BudgetError(f"no end after {budget} events: raise max_events, or look at the retries of the last step")
+
+    def _set_env(self, prepared: Prepared) -> None:
+        """Copy what differs from the configuration before."""
+        before, env, tasks = self._set, self.arena.env, self.arena.tasks
+        if prepared is before:
+            return
+        ready = prepared.ready
+        if before is None or ready is not before.ready:
+            steps = len(ready.ops)
+            tasks.rows[:steps], tasks.streams[:steps], tasks.steps[0] = ready.tasks.rows, ready.tasks.streams, steps
+        env.setup[:] = prepared.setup
+        if before is None or prepared.policy is not before.policy:
+            env.policy[:] = prepared.policy
+        if before is None or prepared.costs is not before.costs:
+            env.costs[:] = prepared.costs
+        if before is None or prepared.actions is not before.actions:
+            env.actions[:] = prepared.actions
+        self._set = prepared
+
+    def results(self) -> Results:
+        """The rows of all runs since the last forget(); they are written over afterwards."""
+        found = self.arena.results
+        return found._replace(steps=found.steps[: self._steps], points=found.points[: self._points], hists=found.hists[: self._steps])
+
+    def forget(self) -> None:
+        """Begin with no rows."""
+        self._steps = self._points = 0
+        self.arena.results.at[[At.STEPS, At.POINTS]] = 0
+
+
+def _check_steps(
+    script: Script, before: Prealloc, threads: int, kernel: str, policy: str, mmu: Mmu, traits: Traits, geometry: Geometry
+) -> None:
+    steps = [step for step, _ in all_steps(before, threads, script.steps)]
+    check_steps(steps, behaviours(kernel, policy), mmu, kernel, traits, geometry)
+
+
+def run_of(prepared: Prepared, results: Results, machine: Machine) -> Run:
+    """The only point of these results."""
+    point, rows = _named(results.points[0]), [_named(row) for row in results.steps]
+    steps = [
+        StepResult(
+            op=op,
+            guest=bool(task[Task.GUEST]),
+            ns=row["total_ns"],
+            counters={name: row[name] for name in COUNTERS},
+            gauges={name: row[name] for name in GAUGES},
+            hist=hist,
+            fault_max_ns=row["fault_max_ns"],
+        )
+        for op, task, row, hist in zip(prepared.ready.ops, prepared.ready.tasks.rows, rows, results.hists, strict=True)
+    ]
+    return Run(
+        steps=tuple(steps),
+        counters={name: point[name] for name in COUNTERS},
+        gauges={name: point[name] for name in GAUGES},
+        guest_ns=point["guest_ns"],
+        total_ns=point["total_ns"],
+        latency={name: point[name] for name in LATENCIES},
+        trace=machine.trace[: machine.vm[Vm.TRACED]],
+        machine=machine,
+    )
+
+
+def _named(row: Int64s) -> dict[str, int]:
+    return dict(zip(VALUES, row.tolist(), strict=True))
 
 
 def simulate(
@@ -281,30 +435,33 @@ def simulate(
     the first so many events are kept in `Run.trace`. Raises PointError, WorkloadError, policy.PolicyError,
     policy.UnknownKernelError, cost.CostError, BudgetError.
     """
-    kind, how = member(Backing, backing, "backing"), member(Mmu, mmu, "mmu")
-    traits = traits_of(kind, member(ThpEnabled, thp_enabled, "thp_enabled"))
-    check_point(memory, offset, guest_page, thp_failure, traits, khugepaged, ksm)
-    check_counts(vcpus, prealloc_threads, cores, smt, trace_rows, max_events)
-    behaviour = behaviours(kernel, policy)
-    todo = all_steps(member(Prealloc, prealloc, "prealloc"), prealloc_threads, steps)
-    geometry = geometry_of(memory, offset, traits.gigantic)
-    check_steps([step for step, _ in todo], behaviour, how, kernel, traits, geometry)
-    flags = {Setup.NX: nx_huge_pages, Setup.EAGER_SPLIT: eager_page_split, Setup.PML: pml}
-    setup = setup_row(traits, geometry, how, guest_page, flags, thp_failure, khugepaged, ksm)
-    setup[Setup.CORES], setup[Setup.SMT] = cores or 0, smt
-    m = new_machine(geometry, actors_of(todo, vcpus) + DAEMONS, trace_rows)
-    m.vm[Vm.KHUGE_TIME], m.vm[Vm.KSM_TIME] = setup[Setup.KHUGE_SLEEP_NS], setup[Setup.KSM_SLEEP_NS]
-    actions = action_table(traits, use_zero_page, bool(behaviour[Behaviour.HUGE_ZERO_WRITE_THP]))
-    policy_vector, cost_vector = policy_row(behaviour), cost_row(costs)
-    if smt > 1:
-        check_smt(costs)
-    results = []
-    for step, number in todo:
-        made = stream_of(step, geometry.pages, vcpus, step_key(seed, replicate, number))
-        lists = (made.list_lo, made.list_gfn, made.list_write, made.zipf_lo, made.zipf_cut)
-        env = Env(policy_vector, cost_vector, setup, actions, made.stream, *lists)
-        check_time(made, costs, geometry.pages, int(m.vm[Vm.CLOCK]))
-        ns = run_step(m, env, _budget(env, made, max_events))
-        results.append(_result(step, m, ns))
-        m.vm[Vm.CLOCK] += ns
-    return _run(results, m)
+    simulator = Simulator(hists=True)
+    prepared = simulator.prepare(
+        script=Script(steps),
+        charges=charges_of(costs),
+        kernel=kernel,
+        policy=policy,
+        mmu=mmu,
+        backing=backing,
+        memory=memory,
+        vcpus=vcpus,
+        thp_enabled=thp_enabled,
+        use_zero_page=use_zero_page,
+        offset=offset,
+        guest_page=guest_page,
+        nx_huge_pages=nx_huge_pages,
+        eager_page_split=eager_page_split,
+        pml=pml,
+        khugepaged=khugepaged,
+        ksm=ksm,
+        prealloc=prealloc,
+        prealloc_threads=prealloc_threads,
+        cores=cores,
+        smt=smt,
+        trace_rows=trace_rows,
+        max_events=max_events,
+    )
+    simulator.take(seed, [replicate], [thp_failure])
+    for _, failure in simulator.run(prepared, 0, 1):
+        raise failure
+    return run_of(prepared, simulator.results(), simulator.machine)

@@ -117,6 +117,26 @@ def new_machine(geometry: Geometry, actors: int, trace_rows: int = 0) -> Machine
     return m
 
 
+@shared
+def clear_machine(m: Machine) -> None:
+    """As new_machine() made it; `hist` is cleared by each step, the trace is not."""
+    shift, pages, host_order = m.vm[Vm.SHIFT], m.vm[Vm.PAGES], m.vm[Vm.HOST_ORDER]
+    m.host_pmd[:] = 0
+    m.spte_pud[:] = 0
+    m.spte_pmd[:] = 0
+    m.pte[:] = 0
+    m.vm[:] = 0
+    m.cpu[:] = 0
+    m.queue[:] = 0
+    m.run_queue[:] = 0
+    m.pmd_lock[:] = 0
+    m.flight[:] = 0
+    m.touch[:] = 0
+    m.counters[:] = 0
+    m.gauges[:] = 0
+    m.vm[Vm.SHIFT], m.vm[Vm.PAGES], m.vm[Vm.HOST_ORDER] = shift, pages, host_order
+
+
 def state_bytes(memory_bytes: int, actors: int) -> int:
     """Bytes that new_machine() takes for that memory: what a sweep must have free per point."""
     pages = memory_bytes >> 12
@@ -183,6 +203,7 @@ def latency_bucket(ns: int) -> int:
     return min(HIST_BUCKETS - 1, (shift << HIST_SUB_BITS) + (ns >> shift))
 
 
+@jit
 def bucket_top(bucket: int) -> int:
     """The largest latency that falls into a bucket: what a percentile reports."""
     if bucket < 2 << HIST_SUB_BITS:

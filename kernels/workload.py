@@ -6,6 +6,7 @@
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,16 +80,31 @@ def _bin_weight(first: int, end: int, power: Decimal) -> Decimal:
     return (hi ** (1 - power) - lo ** (1 - power)) / (1 - power)
 
 
+class Lists(NamedTuple):
+    """What a step's accesses need besides the vector of Stream: a touch list, or zipf bins. As the fields of Env."""
+
+    list_lo: Int64s
+    list_gfn: Int64s
+    list_write: Bytes
+    zipf_lo: Int64s
+    zipf_cut: Int64s
+
+
+NO_LISTS = Lists(
+    list_lo=np.zeros(1, np.int64),
+    list_gfn=np.zeros(0, np.int64),
+    list_write=np.zeros(0, np.uint8),
+    zipf_lo=np.zeros(2, np.int64),
+    zipf_cut=np.full(1, 1 << ZIPF_BITS, np.int64),
+)
+
+
 class Accesses:
-    """One step, compiled: the vector of Stream and the arrays of lists and zipf bins."""
+    """One step, compiled: the vector of Stream and its lists."""
 
     def __init__(self, stream: Int64s) -> None:
         self.stream = stream
-        self.list_lo = np.zeros(1, np.int64)
-        self.list_gfn = np.zeros(0, np.int64)
-        self.list_write: Bytes = np.zeros(0, np.uint8)
-        self.zipf_lo = np.zeros(2, np.int64)
-        self.zipf_cut = np.full(1, 1 << ZIPF_BITS, np.int64)
+        self.lists = NO_LISTS
 
 
 def stream_of(step: Step, pages: int, vcpus: int, key: int) -> Accesses:
@@ -186,8 +202,7 @@ def _compile_touch(made: Accesses, step: Touch, pages: int, vcpus: int) -> None:
         raise WorkloadError(f"skip_hits needs a step of one vCPU, not {actors}: their hits are not independent; say vcpus = 1")
     if step.order == Order.ZIPF and units:
         lo, cuts = zipf_bins(max(1, *part), step.theta)
-        made.zipf_lo = np.array(lo, np.int64)
-        made.zipf_cut = np.array(cuts, np.int64)
+        made.lists = NO_LISTS._replace(zipf_lo=np.array(lo, np.int64), zipf_cut=np.array(cuts, np.int64))
 
 
 def _parts(units: int, actors: int, spread: Spread) -> list[int]:
@@ -207,9 +222,11 @@ def _compile_list(made: Accesses, step: TouchList, pages: int, vcpus: int) -> No
         if len(bad):
             raise WorkloadError(f"touch_list: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}")
     order = np.argsort(step.vcpu, kind="stable")
-    made.list_lo = np.searchsorted(step.vcpu[order], np.arange(vcpus + 1)).astype(np.int64)
-    made.list_gfn = step.gfn[order].astype(np.int64)
-    made.list_write = step.write[order].astype(np.uint8)
+    made.lists = NO_LISTS._replace(
+        list_lo=np.searchsorted(step.vcpu[order], np.arange(vcpus + 1)).astype(np.int64),
+        list_gfn=step.gfn[order].astype(np.int64),
+        list_write=step.write[order].astype(np.uint8),
+    )
     made.stream[Stream.ACTOR] = Actor.GUEST
     made.stream[Stream.ACTORS] = vcpus
     made.stream[Stream.ORDER] = Order.LIST
@@ -221,7 +238,7 @@ def accesses_of(made: Accesses) -> int:
     if s[Stream.ACTOR] != Actor.GUEST and s[Stream.ACTOR] != Actor.HOST:
         return int(s[Stream.END_PAGE])
     if s[Stream.ORDER] == Order.LIST:
-        return len(made.list_gfn)
+        return len(made.lists.list_gfn)
     parts = _parts(int(s[Stream.UNITS]), int(s[Stream.ACTORS]), Spread(int(s[Stream.SPREAD])))
     visits = int(s[Stream.TOUCHES]) if s[Stream.TOUCHES] >= 0 else sum(parts)
     return visits * (2 if s[Stream.ACCESS] == Access.PAIRS else 1)

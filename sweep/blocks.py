@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from sweep.parameters import Point
 from sweep.where import Where, WhereError
 
 MAX_COMBINATIONS = 10_000_000  # of the axes that a `where` looks at
+MAX_HELD = 1 << 16  # of them that keeps() remembers, where mask was not made
 METHODS = ("sobol", "latin_hypercube", "random")
 MAX_SAMPLE = 1 << 24
 GOLDEN_RATIO = 0.6180339887498949
@@ -74,6 +75,17 @@ class Sample:
             return unit
 
 
+class Source(NamedTuple):
+    """The axis that moves a parameter, its values, and which part of each is the parameter's; no axis (None): one value."""
+
+    position: int | None
+    rows: tuple[tuple[Any, ...], ...]
+    part: int = 0
+
+    def value(self, digit: int) -> Any:
+        return self.rows[digit][self.part]
+
+
 @dataclass(frozen=True)
 class Block:
     """A product of axes over fixed parameters, or a sample of it, with an optional condition.
@@ -132,6 +144,14 @@ class Block:
             values["cores"] = values["vcpus"]
         return values
 
+    def source(self, name: str) -> Source:
+        """Where a parameter's value comes from; `cores` comes from where `vcpus` does if it is not given."""
+        for position, each in enumerate(self.axes):
+            if name in each.names:
+                return Source(position, each.values, each.names.index(name))
+        value = self.fixed.get(name, DEFAULTS[name])
+        return self.source("vcpus") if name == "cores" and value is None else Source(None, ((value,),))
+
     def positions(self, names: frozenset[str]) -> tuple[int, ...]:
         """Axes that move one of these parameters; `cores` moves with `vcpus` where it is not given."""
         moving = names | ({"vcpus"} if "cores" in names and not self.gives("cores") else frozenset())
@@ -172,10 +192,21 @@ class Block:
         return self.where is None or self.where(self.canonical(digits))
 
     def keeps(self, digits: Sequence[int]) -> bool:
-        """The condition, looked up where all of it was computed."""
-        if self.where is None or "mask" not in vars(self):
-            return self.holds(digits)
-        return bool(self.mask[tuple(digits[i] for i in self.looked_at)])
+        """The condition, looked up where it was computed before."""
+        if self.where is None:
+            return True
+        place = tuple([digits[i] for i in self.looked_at])
+        if "mask" in vars(self):
+            return bool(self.mask[place])
+        if place not in self._held:
+            if len(self._held) >= MAX_HELD:
+                self._held.clear()
+            self._held[place] = self.holds(digits)
+        return self._held[place]
+
+    @cached_property
+    def _held(self) -> dict[tuple[int, ...], bool]:
+        return {}
 
     @cached_property
     def kept(self) -> int:
@@ -196,11 +227,15 @@ class Block:
 
     def rows(self, start: int, end: int) -> NDArray[np.int64]:
         """Digits of the indices from `start` to `end`; shape (axes, end - start)."""
+        return self.digits_at(np.arange(start, end))
+
+    def digits_at(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Digits of these indices; shape (axes, indices)."""
         if self.sampled is not None:
-            return self.sampled[start:end].T
+            return self.sampled[indices].T
         if not self.axes:
-            return np.zeros((0, end - start), np.int64)
-        return np.array(np.unravel_index(np.arange(start, end), self.shape))
+            return np.zeros((0, len(indices)), np.int64)
+        return np.array(np.unravel_index(indices, self.shape))
 
     def find(self, values: Mapping[str, Any]) -> bool:
         """A point with these canonical values (Point.values()) is one of this block's."""

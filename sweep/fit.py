@@ -20,7 +20,7 @@ from sweep.configs import CostFile, Workload, load_workload
 from sweep.errors import StudyError
 from sweep.observations import METRICS, Observation
 from sweep.plan import PlannedPoint
-from sweep.point import Context, point_row, simulate_point
+from sweep.point import Context, simulate_point, touch_rate
 
 Floats = NDArray[np.float64]
 TICKS = 64  # of a ns
@@ -84,11 +84,13 @@ class Rates:
         """The model's figure of a row, for its whole memory."""
         observation = self.observations[row]
         metric = METRICS[observation.metric]
-        planned = PlannedPoint("", observation.point.model_copy(update={"memory": memory}), 0, 0)
+        point = observation.point
+        planned = PlannedPoint("", {**point.model_dump(), "memory": memory}, 0, 0)
         values = {c: max(0, round(ns if c in UNSCALED else ns * TICKS)) for c, ns in costs.items()}
-        context = Context("", self._workloads, {planned.point.costs: replace(self._base, values=values)})
-        figure = observation.of(point_row(planned, context, simulate_point(planned, context)))
-        pages = observation.point.memory / memory if metric.extensive else 1.0
+        run = simulate_point(planned, Context("", self._workloads, {point.costs: replace(self._base, values=values)}))
+        rate = touch_rate(run.counters["touches"], point.vcpus, run.guest_ns)
+        figure = observation.of({"total_ns": run.total_ns, "pages_per_s_per_vcpu": rate})
+        pages = point.memory / memory if metric.extensive else 1.0
         return figure * pages / float(TICKS) ** metric.per_time
 
     def logs(self, costs: Mapping[Cost, float]) -> Floats:

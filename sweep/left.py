@@ -60,5 +60,5 @@ def _mark_ids(done: Bools, plan: Plan, ids: pa.Array, kept: Bools) -> None:
     left = np.flatnonzero(kept & ~done)
     for at in range(0, len(left), SLAB):
         slab = left[at : at + SLAB]
-        found = pa.array([planned.point_id for _, planned in plan.at(slab)], pa.string())
+        found = pa.array([each for points in plan.points_at(slab) for each in points.ids], pa.string())
         done[slab] = pc.is_in(found, value_set=ids).to_numpy(zero_copy_only=False)

@@ -194,11 +194,14 @@ class Point(BaseModel):
 
     def columns(self) -> dict[str, Any]:
         """Every parameter under the name of the result's column."""
-        values = self.values()
-        for name, kind in DAEMONS.items():
-            settings = values[name]
-            values[name] = ",".join(f"{key}={settings[key]}" for key in kind.model_fields) if settings else "false"
-        return {COLUMN_OF.get(key, key): value for key, value in values.items()}
+        return {COLUMN_OF.get(name, name): column_value(name, value) for name, value in self.values().items()}
+
+
+def column_value(name: str, value: Any) -> Any:
+    """A parameter's value as it stands in a result: settings of a daemon are one text."""
+    if name not in DAEMONS:
+        return value
+    return ",".join(f"{key}={value[key]}" for key in DAEMONS[name].model_fields) if value else "false"
 
 
 CAME_LATER: Mapping[str, Any] = {"pml": False, "ksm": False, "smt": 1}

@@ -1,15 +1,24 @@
 """One point: the only place that calls the kernels."""
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from kernels.simulate import Run, StepResult, latency_of, simulate
+import numpy as np
+
+from kernels.cost import Charges, charges_of
+from kernels.results import Results
+from kernels.script import Script
+from kernels.simulate import Prepared, Run, Simulator, simulate
 from kernels.steps import Khugepaged, Ksm, Touch
 from sweep.configs import CostFile, Workload
-from sweep.plan import PlannedPoint
-from sweep.steps import build_step
+from sweep.plan import Int64s, PlannedPoint, Points
+from sweep.steps import TouchListStep, build_step
 from sweep.study import Study
+
+CHANCE = frozenset({"thp_failure"})  # points that differ in nothing else run on one prepared machine
 
 
 @dataclass(frozen=True)
@@ -30,45 +39,96 @@ def context_of(study: Study) -> Context:
     return Context(study.name, dict(study.workloads), dict(study.costs))
 
 
-@dataclass(frozen=True)
-class PointRows:
-    """The rows of one point: one of `points` and its `steps`, or one of `errors`."""
+def _script(workload: Workload) -> Script:
+    """Raises StudyError for a touch list that cannot be read."""
+    return Script([build_step(spec, workload.folder) for spec in workload.specs])
 
-    point: dict[str, Any] | None
-    steps: list[dict[str, Any]]
-    error: dict[str, Any] | None
+
+def _machine(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's parameters as simulate() takes them, but for steps, costs and CHANCE."""
+    found = {**values}
+    del found["workload"], found["costs"], found["thp_failure"]
+    found["khugepaged"] = Khugepaged(**values["khugepaged"]) if values["khugepaged"] else None
+    found["ksm"] = Ksm(**values["ksm"]) if values["ksm"] else None
+    return found
 
 
 def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0) -> Run:
-    """Run one point. Raises what `kernels.simulate()` raises, and StudyError for a touch list that cannot be read."""
-    point, workload = planned.point, context.workloads[planned.point.workload]
+    """Run one point by itself. Raises what `kernels.simulate()` raises, and StudyError for a touch list that cannot be read."""
+    values = planned.values
     return simulate(
-        steps=[build_step(spec, workload.folder) for spec in workload.specs],
-        kernel=point.kernel,
-        policy=point.policy,
-        mmu=point.mmu,
-        backing=point.backing,
-        memory=point.memory,
-        vcpus=point.vcpus,
-        thp_enabled=point.thp_enabled,
-        use_zero_page=point.use_zero_page,
-        thp_failure=point.thp_failure,
-        offset=point.offset,
-        guest_page=point.guest_page,
-        nx_huge_pages=point.nx_huge_pages,
-        eager_page_split=point.eager_page_split,
-        pml=point.pml,
-        khugepaged=Khugepaged(**point.khugepaged) if point.khugepaged else None,
-        ksm=Ksm(**point.ksm) if point.ksm else None,
-        prealloc=point.prealloc,
-        prealloc_threads=point.prealloc_threads,
-        cores=point.cores,
-        smt=point.smt,
-        costs=context.costs[point.costs].values,
+        **_machine(values),
+        thp_failure=values["thp_failure"],
+        steps=_script(context.workloads[values["workload"]]).steps,
+        costs=context.costs[values["costs"]].values,
         seed=planned.seed,
         replicate=planned.replicate,
         trace_rows=trace_rows,
     )
+
+
+class Ran(NamedTuple):
+    """What came of some points."""
+
+    ops: list[tuple[str, ...]]  # of those that came to their ends: what their steps do
+    wall_ns: Int64s  # (points,); of points that are run in one call, their mean
+    failures: list[tuple[int, Exception]]
+
+
+class Runner:
+    """Runs points; what they share is made once. Their rows come together until forget()."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._simulator = Simulator()
+        self._scripts: dict[str, Script] = {}
+        self._charges: dict[str, Charges] = {}
+
+    def prepare(self, values: Mapping[str, Any]) -> Prepared:
+        """Make ready the machine of these parameters, but for CHANCE. Raises what `kernels.simulate()` raises, and StudyError for a
+        touch list that cannot be read."""
+        workload, costs = values["workload"], values["costs"]
+        if workload not in self._scripts:
+            self._keep_script(workload)
+        if costs not in self._charges:
+            self._charges[costs] = charges_of(self.context.costs[costs].values)
+        return self._simulator.prepare(**_machine(values), script=self._scripts[workload], charges=self._charges[costs])
+
+    def run(self, points: Points) -> Ran:
+        """Run them one after the other and add the rows of those that came to their ends; a point that fails stops no other."""
+        ran = Ran([], np.zeros(len(points), np.int64), [])
+        failures, which = points.values_of("thp_failure")
+        self._simulator.take(points.seed, points.replicates, np.array(failures, np.float64)[which])
+        for first, end in points.runs(CHANCE):
+            at = first
+            try:
+                prepared = self.prepare(points.values(first))
+                for at in range(first, end, prepared.ready.at_once):
+                    self._run(prepared, at, min(end, at + prepared.ready.at_once), ran)
+            except Exception as error:  # whatever it is, it is these points'
+                ran.failures.extend((number, error) for number in range(at, end))
+        return ran
+
+    def _run(self, prepared: Prepared, first: int, end: int, ran: Ran) -> None:
+        start = time.perf_counter_ns()
+        failures = self._simulator.run(prepared, first, end)
+        ran.wall_ns[first:end] = (time.perf_counter_ns() - start) // (end - first)
+        ran.failures.extend(failures)
+        ran.ops.extend([prepared.ready.ops] * (end - first - len(failures)))
+
+    def results(self) -> Results:
+        """Rows of the points that were run since forget(), and of their steps."""
+        return self._simulator.results()
+
+    def forget(self) -> None:
+        self._simulator.forget()
+
+    def _keep_script(self, name: str) -> None:
+        """Touch lists are large: one of them is kept."""
+        workload = self.context.workloads[name]
+        if any(isinstance(spec, TouchListStep) for spec in workload.specs):
+            self._scripts.clear()
+        self._scripts[name] = _script(workload)
 
 
 def compile_kernels() -> None:
@@ -76,48 +136,9 @@ def compile_kernels() -> None:
     simulate(steps=[Touch()], memory=1 << 21)
 
 
-def _identity(planned: PlannedPoint, context: Context) -> dict[str, Any]:
-    return {"point_id": planned.point_id, "study": context.study, "replicate": planned.replicate, "seed": planned.seed}
-
-
-def point_row(planned: PlannedPoint, context: Context, run: Run) -> dict[str, Any]:
-    """The row of table `points`."""
-    seconds = run.guest_ns / 1e9
-    rate = run.counters["touches"] / planned.point.vcpus / seconds if run.guest_ns else 0.0
-    return {
-        **_identity(planned, context),
-        **planned.point.columns(),
-        "costs_digest": context.cost_digests[planned.point.costs],
-        **run.counters,
-        **run.gauges,
-        "guest_ns": run.guest_ns,
-        "total_ns": run.total_ns,
-        "pages_per_s_per_vcpu": rate,
-        **run.latency,
-    }
-
-
-def step_row(planned: PlannedPoint, context: Context, number: int, step: StepResult) -> dict[str, Any]:
-    """A row of table `steps`."""
-    return {
-        **_identity(planned, context),
-        "step": number,
-        "op": step.op,
-        **step.counters,
-        **step.gauges,
-        "step_ns": step.ns,
-        **latency_of(step.hist, step.fault_max_ns),
-    }
-
-
-def run_point(planned: PlannedPoint, context: Context) -> PointRows:
-    """Run one point; what it raises becomes a row of `errors`, so that the sweep goes on."""
-    try:
-        run = simulate_point(planned, context)
-    except Exception as error:  # whatever it is, it is this point's; the sweep goes on
-        return PointRows(None, [], error_row(planned, type(error).__name__, str(error)))
-    steps = [step_row(planned, context, number, step) for number, step in enumerate(run.steps)]
-    return PointRows(point_row(planned, context, run), steps, None)
+def touch_rate(touches: int, vcpus: int, guest_ns: int) -> float:
+    """Guest accesses per vCPU and second of guest time; 0 without guest time."""
+    return touches / vcpus / (guest_ns / 1e9) if guest_ns else 0.0
 
 
 def error_row(planned: PlannedPoint, kind: str, message: str) -> dict[str, Any]:

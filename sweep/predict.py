@@ -15,7 +15,8 @@ from sweep.configs import Workload
 from sweep.parameters import Point
 from sweep.steps import TouchStep, VmmCowStep, touches_of, traits_of_point
 
-POINT_SECONDS = 1.5e-3
+POINT_SECONDS = 2e-5  # rows and their place in files included
+STEP_SECONDS = 1e-5
 STATE_BYTE_SECONDS = 2e-10
 RUN_PAGE_SECONDS = 1e-10  # a lone vCPU, page after page
 LONE_SECONDS = 6e-9  # a lone vCPU, an access anywhere; grows with the memory beyond the caches
@@ -105,7 +106,7 @@ def _populate_seconds(point: Point) -> float:
 
 def predict_seconds(point: Point, workload: Workload) -> float:
     """Seconds of one core for a point, from its accesses, vCPUs, backing and memory."""
-    seconds = POINT_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
+    seconds = POINT_SECONDS + len(workload.specs) * STEP_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
     touched = Touched()
     if point.preallocates & Prealloc.POPULATE:
         seconds += _populate_seconds(point)

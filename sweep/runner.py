@@ -253,7 +253,7 @@ def _execute(store: Store, job: Job, chunks: list[Chunk], options: RunOptions, s
         timings = Timings(store)
         orderly = False
         try:
-            results = drive(pool, iter(chunks), _stopper(stop, summary, options), lost_points(job, store), limits)
+            results = drive(pool, iter(chunks), _stopper(stop, summary, options), lost_points(job), limits)
             _commit_all(store, results, reporter, summary, timings, options.verbose)
             orderly = True
         finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kernels.simulate import PERCENTILES
+from kernels.results import PERCENTILES
 from kernels.spec import Counter, Gauge
 from sweep.parameters import COLUMN_OF, PARAMETERS, Point
 

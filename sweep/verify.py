@@ -11,10 +11,11 @@ from sweep.blocks import spread
 from sweep.dataset.read import Dataset
 from sweep.dataset.store import once_each
 from sweep.left import done_now, kept_of
-from sweep.plan import Plan, PlannedPoint
-from sweep.point import Context, context_of, point_row, simulate_point, step_row
+from sweep.plan import Plan, Points
+from sweep.point import context_of
 from sweep.record import read_study
-from sweep.schema import TABLES, to_table
+from sweep.rows import Recorder
+from sweep.schema import TABLES
 
 
 @dataclass
@@ -41,22 +42,20 @@ def verify(place: Path | str, recompute: int = 0) -> Verdict:
     if missing or verdict.points < int(kept.sum()):
         verdict.wrong.append(f"{place}: {missing} of {int(kept.sum())} points are missing; run again to compute them")
     chosen = np.flatnonzero(done)
-    context = context_of(plan.study)
+    recorder = Recorder(context_of(plan.study))
     for at in spread(len(chosen), recompute) if recompute else ():
-        for _, planned in plan.at(chosen[at : at + 1]):
-            verdict.wrong += _compare(str(place), planned, context, tables)
+        for points in plan.points_at(chosen[at : at + 1]):
+            verdict.wrong += _compare(str(place), points, recorder, tables)
             verdict.recomputed += 1
     return verdict
 
 
-def _compare(place: str, planned: PlannedPoint, context: Context, tables: dict[str, pa.Table]) -> list[str]:
-    run = simulate_point(planned, context)
-    fresh = {
-        "points": [point_row(planned, context, run)],
-        "steps": [step_row(planned, context, i, step) for i, step in enumerate(run.steps)],
-    }
+def _compare(place: str, points: Points, recorder: Recorder, tables: dict[str, pa.Table]) -> list[str]:
+    recorder.begin()
+    recorder.run(points)
+    fresh = recorder.tables()
     return [
-        f"{place}: point {planned.point_id} of table {name} differs from what the model gives now"
-        for name, rows in fresh.items()
-        if not tables[name].filter(pc.equal(tables[name].column("point_id"), planned.point_id)).equals(to_table(name, rows))
+        f"{place}: point {points.ids[0]} of table {name} differs from what the model gives now"
+        for name in ("points", "steps")
+        if not tables[name].filter(pc.equal(tables[name].column("point_id"), points.ids[0])).equals(fresh[name])
     ]

@@ -1,18 +1,16 @@
 """What a worker does with a chunk: run its points, publish their rows, and answer with what is to be committed."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 
 from sweep.dataset.records import Commit, runs_of
 from sweep.dataset.store import Store, chunk_key
 from sweep.plan import Int64s, Plan
-from sweep.point import Context, PointRows, context_of, error_row, run_point
-from sweep.schema import to_table
+from sweep.point import context_of
+from sweep.rows import Recorder
 from sweep.study import Study
 
 
@@ -52,50 +50,47 @@ class Job:
         return Plan(self.study)
 
     @cached_property
-    def context(self) -> Context:
-        return context_of(self.study)
+    def recorder(self) -> Recorder:
+        return Recorder(context_of(self.study))
 
     @cached_property
     def store(self) -> Store:
         return Store(self.place)
 
 
-def tables_of(rows: list[PointRows]) -> dict[str, pa.Table]:
-    return {
-        "points": to_table("points", [r.point for r in rows if r.point is not None]),
-        "steps": to_table("steps", [step for r in rows for step in r.steps]),
-        "errors": to_table("errors", [r.error for r in rows if r.error is not None]),
-    }
-
-
 def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
     """Run the points of a chunk, one after the other, and publish their rows."""
-    rows, wall, ids, failed = [], [], [], []
-    for index, planned in job.plan.at(chunk.indices):
-        start = time.perf_counter_ns()
-        rows.append(run_point(planned, job.context))
-        wall.append(time.perf_counter_ns() - start)
-        ids.append(planned.point_id)
-        if rows[-1].error is not None:
-            failed.append(index)
-    commit = published(job.store, job.plan, chunk, rows, ids, failed)
-    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), np.array(wall, np.int64), worker, chunk.attempt)
+    recorder = job.recorder
+    recorder.begin()
+    ids: list[str] = []
+    failed: list[int] = []
+    wall = [np.zeros(0, np.int64)]
+    for points in job.plan.points_at(chunk.indices):
+        done, wall_ns = recorder.run(points)
+        wall.append(wall_ns)
+        ids += points.ids
+        failed += points.indices[~done].tolist()
+    commit = published(job, chunk, ids, failed)
+    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), np.concatenate(wall), worker, chunk.attempt)
 
 
-def published(store: Store, plan: Plan, chunk: Chunk, rows: list[PointRows], ids: list[str], failed: list[int]) -> Commit:
+def published(job: Job, chunk: Chunk, ids: list[str], failed: list[int]) -> Commit:
+    """Publish the recorder's rows; what is to be committed."""
     key = chunk_key(ids)
-    return Commit(key, store.publish(key, tables_of(rows)), plan.digest, runs_of(chunk.indices), tuple(failed))
+    return Commit(key, job.store.publish(key, job.recorder.tables()), job.plan.digest, runs_of(chunk.indices), tuple(failed))
 
 
-def lost_points(job: Job, store: Store) -> Callable[[Chunk, Exception], ChunkResult]:
+def lost_points(job: Job) -> Callable[[Chunk, Exception], ChunkResult]:
     """Makes rows of `errors` for points whose worker died or hung each time."""
 
     def lost(chunk: Chunk, error: Exception) -> ChunkResult:
         text = str(error).splitlines()[0] if str(error) else "the worker process ended"
         found = list(job.plan.at(chunk.indices))
-        rows = [PointRows(None, [], error_row(planned, "WorkerDiedError", f"{type(error).__name__}: {text}")) for _, planned in found]
+        job.recorder.begin()
+        for _, planned in found:
+            job.recorder.fail(planned, "WorkerDiedError", f"{type(error).__name__}: {text}")
         ids = [planned.point_id for _, planned in found]
-        commit = published(store, job.plan, chunk, rows, ids, [index for index, _ in found])
+        commit = published(job, chunk, ids, [index for index, _ in found])
         return ChunkResult(commit, 0, len(found), tuple(ids), np.zeros(len(found), np.int64), "", chunk.attempt)
 
     return lost

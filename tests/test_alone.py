@@ -217,7 +217,7 @@ def test_blocks_hold_the_same_accesses(sized: tuple[int, Touch | TouchList], key
     m = new_machine(Geometry(pages, 3, 9), 1)
     none: Bytes = np.zeros((1, 1, 2), np.uint8)
     vector = np.zeros(0, np.int64)
-    env = Env(vector, vector, vector, none, made.stream, made.list_lo, made.list_gfn, made.list_write, made.zipf_lo, made.zipf_cut)
+    env = Env(vector, vector, vector, none, made.stream, *made.lists)
     assert made.stream[Stream.ACTOR] == Actor.GUEST
     scalar, blocks = np.zeros(100_000, np.int64), np.zeros(100_000, np.int64)
     count = one_by_one(m, env, scalar)

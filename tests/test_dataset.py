@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -21,6 +23,7 @@ from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, DatasetError, NondeterminismError, UsageError
 from sweep.export import export
 from sweep.merge import merge
+from sweep.point import Runner
 from sweep.runner import RunOptions
 from sweep.schema import POINTS, STEPS, arrow_schema
 from sweep.verify import verify
@@ -147,17 +150,15 @@ def test_a_directory_that_is_no_dataset_is_left_alone(study_file: Path, tmp_path
 
 
 def test_a_point_that_fails_becomes_a_row_and_the_sweep_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweep import point
+    real = Runner.prepare
 
-    real = point.simulate_point
-
-    def fails_with_three_vcpus(planned: object, context: object) -> object:
-        if planned.point.vcpus == 3:  # type: ignore[attr-defined]
+    def fails_with_three_vcpus(runner: Runner, values: Mapping[str, Any]) -> Any:
+        if values["vcpus"] == 3:
             raise ArithmeticError("three is too many")
-        return real(planned, context)  # type: ignore[arg-type]
+        return real(runner, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(point, "simulate_point", fails_with_three_vcpus)
+        patch.setattr(Runner, "prepare", fails_with_three_vcpus)
         summary = run(study_file, tmp_path / "x")
         assert (summary.exit_status, summary.done, summary.failed) == (1, 12, 12)
         again = run(study_file, tmp_path / "x")

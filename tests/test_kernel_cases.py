@@ -28,9 +28,8 @@ def run_case(case: dict[str, Any]) -> list[dict[str, int]]:
     point = Point.model_validate(case["point"])
     workload = Workload("case", tuple(STEP.validate_python(step) for step in case["steps"]), Path())
     assert not check_steps(workload.specs, Path(), point)
-    run = simulate_point(
-        PlannedPoint("", point, 0, 0), Context("case", {point.workload: workload}, {point.costs: load_costs("default", Path())})
-    )
+    context = Context("case", {point.workload: workload}, {point.costs: load_costs("default", Path())})
+    run = simulate_point(PlannedPoint("", point.model_dump(), 0, 0), context)
     return [step.counters | step.gauges for step in run.steps]
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from kernels import Touch, simulate
+from kernels.alone import new_scratch
+from kernels.arena import Arena
 from kernels.jit import compile_cache
-from kernels.loops import Loop, run_loop
+from kernels.loops import bind_run
 from kernels.program import Program, as_passed, keep, kept
-from kernels.spec import PMD_BYTES
-from kernels.state import Int64s
-from tests.bench.guest import Guest
+from kernels.spec import PMD_BYTES, PMD_ORDER, PMD_PAGES
+from kernels.state import Geometry, Int64s, new_machine
 
 STEPS = """
 import json, sys
@@ -82,15 +83,19 @@ def test_decorators_leave_plain_python_alone() -> None:
 
 
 def test_arrays_that_compiled_code_would_misread_are_refused() -> None:
-    m, env, budget = Guest(memory=PMD_BYTES, steps=[Touch()]).calls[0]
+    m = new_machine(Geometry(PMD_PAGES, 0, PMD_ORDER), 1)
     with pytest.raises(TypeError, match="not contiguous"):
         as_passed(m._replace(pte=np.zeros(2 * len(m.pte), np.uint8)[::2]))
     with pytest.raises(TypeError, match="not aligned"):
         as_passed(m._replace(vm=np.zeros(8 * len(m.vm) + 1, np.uint8)[1:].view(np.int64)))
     with pytest.raises(OverflowError, match="64 bits"):
         as_passed(1 << 63)
+    simulate(memory=PMD_BYTES, steps=[Touch()])
+    arena = Arena()
+    arena.make_room(1, 1, 1, 1)
+    wrong = m._replace(pte=m.pte.astype(np.int64))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="was compiled for"):
-        run_loop(Loop.MANY, m._replace(pte=m.pte.astype(np.int64)), env, budget)  # type: ignore[arg-type]
+        bind_run(wrong, new_scratch(m), arena.env, arena.tasks, arena.chances, arena.results)
 
 
 def truncate(path: Path) -> None:

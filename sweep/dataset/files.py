@@ -6,9 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.dataset.compact import Compact
 from sweep.dataset.storage import LocalStorage
 
 ROW_GROUP_ROWS = 65_536
+SEALED_LEVEL, PART_LEVEL = 6, 1  # of compression: parts are read once, to be sealed
 
 
 def publish(path: Path, content: bytes) -> None:
@@ -16,19 +18,14 @@ def publish(path: Path, content: bytes) -> None:
     LocalStorage(path.parent).replace(path.name, content)
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(rows: pa.Table | Compact, level: int) -> bytes:
     """Canonical Parquet of a table: the same rows give the same bytes with one lock file; every page has a checksum."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=6,
-        write_page_checksum=True,
-        row_group_size=ROW_GROUP_ROWS,
-        store_schema=False,
-        version="2.6",
-    )
+    options = {"compression": "zstd", "compression_level": level, "write_page_checksum": True, "store_schema": False, "version": "2.6"}
+    with pq.ParquetWriter(sink, rows.schema, **options) as writer:
+        for start in range(0, rows.num_rows, ROW_GROUP_ROWS):
+            part = rows.slice(start, ROW_GROUP_ROWS)
+            writer.write_table(part.table() if isinstance(part, Compact) else part)
     return bytes(sink.getvalue())
 
 

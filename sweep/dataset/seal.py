@@ -10,15 +10,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sweep.dataset.compact import Compact, joined
 from sweep.dataset.records import Seal, json_bytes, root_digest
-from sweep.dataset.store import SEALED, State, Store, once_each
+from sweep.dataset.store import SEALED, State, Store, in_order
 from sweep.errors import DatasetError
-from sweep.schema import KEYS, TABLES, arrow_schema
+from sweep.schema import KEYS, TABLES
 
 FILE_ROWS = 1 << 19  # of a sealed file: 50 ... 150 MB
 BATCH_ROWS = FILE_ROWS * 8  # in memory at once
@@ -80,18 +82,19 @@ def clear_away(store: Store, made: Seal) -> Seal:
     return made
 
 
-def _slices(store: Store, state: State, table: str) -> Iterator[pa.Table]:
-    """The rows in order, FILE_ROWS at a time; none is in memory for long."""
+def _slices(store: Store, state: State, table: str) -> Iterator[Compact]:
+    """The rows in order, FILE_ROWS at a time."""
     if table == "errors":
-        yield from _cut(_sorted(table, store.failures_of(state)))
+        failures = store.failures_of(state)
+        order = pc.sort_indices(failures, sort_keys=[(key, "ascending") for key in KEYS[table]])
+        yield from _cut(Compact(failures.schema, failures.num_rows, {}, failures).take(order))
         return
     parts = [part for part in state.parts() if part.table == table]
     if sum(part.rows for part in parts) <= BATCH_ROWS:
-        yield from _cut(_sorted(table, store.read(table, state=state)))
+        yield from _cut(_sorted(store, table, [store.read_compact(part) for part in parts]))
         return
     for low, high in _ranges(store, state, table):
-        found = [_between(store.read_part(part), low, high) for part in parts]
-        yield from _cut(_sorted(table, once_each(store.name, table, pa.concat_tables(found).cast(arrow_schema(table)))))
+        yield from _cut(_sorted(store, table, [_between(store.read_compact(part), low, high) for part in parts]))
 
 
 def _ranges(store: Store, state: State, table: str) -> Iterator[tuple[str, str]]:
@@ -102,41 +105,47 @@ def _ranges(store: Store, state: State, table: str) -> Iterator[tuple[str, str]]
     yield from itertools.pairwise(bounds)
 
 
-def _between(rows: pa.Table, low: str, high: str) -> pa.Table:
+def _between(rows: Compact, low: str, high: str) -> Compact:
     ids = rows.column("point_id")
     return rows.filter(pc.and_(pc.greater_equal(ids, low), pc.less(ids, high)))
 
 
-def _sorted(table: str, rows: pa.Table) -> pa.Table:
-    return rows.sort_by([(key, "ascending") for key in KEYS[table]]).combine_chunks()
+def _sorted(store: Store, table: str, parts: list[Compact]) -> Compact:
+    """Raises NondeterminismError."""
+    rows = joined(parts)
+    return rows.take(in_order(store.name, table, rows))
 
 
-def _cut(rows: pa.Table) -> Iterator[pa.Table]:
+def _cut(rows: Compact) -> Iterator[Compact]:
     for start in range(0, rows.num_rows, FILE_ROWS):
         yield rows.slice(start, FILE_ROWS)
 
 
-def content_digest(rows: pa.Table) -> str:
+def content_digest(rows: Compact) -> str:
     """SHA-256 (hex) of the values, free of how Parquet, Arrow or their versions lay them out."""
     digest = hashlib.sha256()
-    for name, column in zip(rows.column_names, rows.columns, strict=True):
+    for name in rows.schema.names:
         digest.update(f"\0{name}\0{rows.num_rows}\0".encode())
-        digest.update(_canonical(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column))
+        for part in _canonical(rows.column(name)):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _canonical(column: pa.Array) -> bytes:
+def _canonical(column: pa.Array) -> Iterator[Any]:
     """Little-endian numbers of 8 bytes (one NaN, one zero), bytes for truth values, UTF-8 with lengths for text."""
     if pa.types.is_string(column.type):
-        lengths = pc.binary_length(column).to_numpy(zero_copy_only=False).astype("<i8")
-        return bytes(lengths.tobytes()) + "".join(column.to_pylist()).encode()
+        _, offsets, text = column.buffers()
+        places = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].astype("<i8")
+        yield np.diff(places)
+        yield memoryview(text)[places[0] : places[-1]] if text else b""
+        return
     values = column.to_numpy(zero_copy_only=False)
     if pa.types.is_floating(column.type):
-        values = np.where(np.isnan(values), np.nan, values + 0.0)
-        return bytes(values.astype("<f8").tobytes())
-    if pa.types.is_boolean(column.type):
-        return bytes(values.astype(np.uint8).tobytes())
-    return bytes(values.astype("<u8" if pa.types.is_unsigned_integer(column.type) else "<i8").tobytes())
+        yield np.where(np.isnan(values), np.nan, values + 0.0).astype("<f8")
+    elif pa.types.is_boolean(column.type):
+        yield values.astype(np.uint8)
+    else:
+        yield values.astype("<u8" if pa.types.is_unsigned_integer(column.type) else "<i8", copy=False)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from sweep.dataset.files import parquet_bytes, sha256
-from sweep.dataset.records import Commit, PartRecord, Seal, json_bytes, parse_commit, parse_object, parse_seal
+from sweep.dataset.compact import Compact, read_compact
+from sweep.dataset.files import PART_LEVEL, SEALED_LEVEL, parquet_bytes, sha256
+from sweep.dataset.records import Commit, Int64s, PartRecord, Seal, json_bytes, parse_commit, parse_object, parse_seal
 from sweep.dataset.storage import LocalStorage, Storage, open_storage
 from sweep.errors import DatasetError, EnvironmentProblemError, MissingFileError, NondeterminismError
 from sweep.schema import KEYS, TABLES, arrow_schema
@@ -192,6 +195,13 @@ class Store:
             text = str(error).splitlines()[0]
             raise DatasetError(f"{self.name}/{part.path}: is damaged ({text}); run again to compute it anew") from None
 
+    def read_compact(self, part: PartRecord) -> Compact:
+        """A part as it was published. Raises DatasetError for another."""
+        content = self.storage.read(part.path)
+        if sha256(content) != part.sha256:
+            raise DatasetError(f"{self.name}/{part.path}: is damaged (its sha256 differs from its commit); run again to compute it anew")
+        return read_compact(pq.ParquetFile(pa.BufferReader(content)), arrow_schema(part.table), KEYS[part.table])
+
     def _readable(self, part: PartRecord) -> bool:
         try:
             self.read_part(part)
@@ -221,10 +231,11 @@ class Store:
 
     def publish(self, key: str, tables: Mapping[str, pa.Table]) -> tuple[PartRecord, ...]:
         """The parts of a chunk. Raises NondeterminismError where a part of that name holds other rows."""
-        return tuple(self.publish_part(table, f"part-{key}.parquet", rows) for table, rows in tables.items() if rows.num_rows)
+        parts = [(table, f"part-{key}.parquet", rows) for table, rows in tables.items() if rows.num_rows]
+        return tuple([self.publish_part(*part, PART_LEVEL) for part in parts])
 
-    def publish_part(self, table: str, name: str, rows: pa.Table) -> PartRecord:
-        content = parquet_bytes(rows)
+    def publish_part(self, table: str, name: str, rows: pa.Table | Compact, level: int = SEALED_LEVEL) -> PartRecord:
+        content = parquet_bytes(rows, level)
         part = PartRecord(table, name, rows.num_rows, len(content), sha256(content))
         self.adopt(part, content)
         return part
@@ -292,20 +303,48 @@ def once_each(name: str, table: str, rows: pa.Table) -> pa.Table:
     """Every row once. Rows that two runs both made must agree, but for errors, whose messages may differ.
 
     Raises NondeterminismError."""
-    keys = list(KEYS[table])
-    unique = rows.group_by(keys).aggregate([]).num_rows
-    if unique == rows.num_rows or table == "errors":
+    if table == "errors":
         return rows
-    if set(rows.column_names) == {field.name for field in arrow_schema(table)}:
-        distinct = rows.group_by(rows.column_names).aggregate([]).num_rows
-        if distinct != unique:
-            raise NondeterminismError(
-                f"{name}: {distinct - unique} rows of {table} were made twice and differ; compare the machines' versions (provenance/), "
-                f"then remove the commits that are wrong"
-            )
-    numbered = rows.append_column("row", pa.array(range(rows.num_rows), pa.int64()))
-    first = numbered.group_by(keys).aggregate([("row", "min")]).column("row_min")
-    return rows.take(first.combine_chunks().sort())
+    order = in_order(name, table, rows)
+    return rows if len(order) == rows.num_rows else rows.take(pc.take(order, pc.array_sort_indices(order)))
+
+
+def in_order(name: str, table: str, rows: "pa.Table | Compact") -> pa.Array:
+    """Which rows to take so that they are sorted by their keys, each key once: the first of those that stand twice.
+
+    Raises NondeterminismError where such rows differ."""
+    keys = pa.table({key: rows.column(key) for key in KEYS[table]})
+    order = pc.sort_indices(keys, sort_keys=[(key, "ascending") for key in KEYS[table]])
+    again = np.flatnonzero(_equals_previous(keys.take(order))) + 1
+    if not len(again):
+        return order
+    numbers = order.to_numpy()
+    differ = _differing(rows, numbers[again], numbers[again - 1])
+    if differ:
+        raise NondeterminismError(
+            f"{name}: {differ} rows of {table} were made twice and differ; compare the machines' versions (provenance/), "
+            f"then remove the commits that are wrong"
+        )
+    return pa.array(np.delete(numbers, again))
+
+
+def _equals_previous(rows: pa.Table) -> NDArray[np.bool_]:
+    """Of each row but the first."""
+    same = np.ones(max(0, rows.num_rows - 1), np.bool_)
+    for column in rows.columns:
+        whole = column.combine_chunks()
+        same &= pc.equal(whole.slice(1), whole.slice(0, len(same))).to_numpy(zero_copy_only=False)
+    return same
+
+
+def _differing(rows: "pa.Table | Compact", first: Int64s, second: Int64s) -> int:
+    """How many of these pairs are not the same in every column."""
+    one, other = rows.take(pa.array(first)), rows.take(pa.array(second))
+    names = one.rest.column_names if isinstance(one, Compact) else one.column_names
+    differs = np.zeros(len(first), np.bool_)
+    for column in names:
+        differs |= pc.not_equal(one.column(column), other.column(column)).to_numpy(zero_copy_only=False)
+    return int(differs.sum())
 
 
 def missing_tables(store: Store) -> Sequence[str]:

@@ -1,20 +1,19 @@
 """A guest whose steps can be run again and again on the same arrays, and timed without what simulate() does around them."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kernels import Access, Order, Touch
-from kernels.loops import Loop, run_loop
-from kernels.simulate import Run, run_step
+from kernels import Access, Order, Run, Touch, arena, simulate
+from kernels.loops import bind_run
+from kernels.results import Results
 from kernels.spec import Vm
 from kernels.state import Env, Machine
+from kernels.tasks import Loop, Task, Tasks
 
-SIMULATE: Any = sys.modules[run_step.__module__]  # the package's name for it is that of the function
 GIB, TIB = 1 << 30, 1 << 40
 LARGE = 1 << 20  # arrays up to this size are copied back, larger ones hold nothing at first
 RUNS = 7
@@ -34,20 +33,29 @@ class Guest:
     """One call of simulate(), its steps kept."""
 
     def __init__(self, **parameters: Any) -> None:
-        self.calls: list[tuple[Machine, Env, int]] = []
+        self.calls: list[tuple[arena.Runs, int]] = []  # what runs each step, and the step's number
         self.first: list[Any] = []
-        SIMULATE.run_step = self._record
+        self.env: Env  # of the last step
+        self.tasks: Tasks
+        arena.bind_run = self._recording  # type: ignore[assignment]
         try:
-            self.run: Run = SIMULATE.simulate(**parameters)
+            self.run: Run = simulate(**parameters)
         finally:
-            SIMULATE.run_step = run_step
+            arena.bind_run = bind_run
         self.machine: Machine = self.run.machine
 
-    def _record(self, m: Machine, env: Env, budget: int) -> int:
-        if not self.calls:
-            self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
-        self.calls.append((m, env, budget))
-        return run_step(m, env, budget)
+    def _recording(self, m: Machine, scratch: Any, env: Env, tasks: Tasks, chances: Any, results: Results) -> arena.Runs:
+        """bind_run(), which notes what it is asked for."""
+        run = bind_run(m, scratch, env, tasks, chances, results)
+
+        def runs(point: int, end: int, first_step: int, end_step: int, clear: int) -> int:
+            if not self.calls:
+                self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
+            self.calls += [(run, step) for step in range(first_step, end_step)]
+            self.env, self.tasks, self.results = env, tasks, results
+            return run(point, end, first_step, end_step, clear)
+
+        return runs
 
     def reset(self) -> None:
         """As before the first step."""
@@ -56,11 +64,17 @@ class Guest:
 
     def step(self, number: int) -> float:
         """CPU seconds of one step, from the state that is there."""
-        return cpu_seconds(lambda: run_step(*self.calls[number]))
+        run, step = self.calls[number]
+        self.results.at[:] = 0
+        return cpu_seconds(lambda: run(0, 1, step, step + 1, 0))
 
     def step_as_many(self, number: int) -> float:
         """The same in the event loop, also with one vCPU."""
-        return cpu_seconds(lambda: run_loop(Loop.MANY, *self.calls[number]))
+        row, as_it_was = self.tasks.rows[self.calls[number][1]], self.tasks.rows.copy()
+        row[Task.LOOP] = Loop.MANY
+        seconds = self.step(number)
+        self.tasks.rows[:] = as_it_was
+        return seconds
 
     def fresh(self, event_loop: bool = False) -> float:
         """CPU seconds of the last step, after all others from the start."""
@@ -69,10 +83,6 @@ class Guest:
             self.step(number)
         last = len(self.calls) - 1
         return self.step_as_many(last) if event_loop else self.step(last)
-
-    @property
-    def env(self) -> Env:
-        return self.calls[-1][1]
 
     @property
     def touches(self) -> int:
