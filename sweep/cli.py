@@ -284,6 +284,38 @@ def calibrate(
 
 
 @app.command()
+def replay(
+    trace: Annotated[str, typer.Argument(help="recorded faults: perf script, ftrace, bpftrace text (or gz), CSV, Parquet; - for a pipe")],
+    out: Annotated[str | None, typer.Option(help="dataset directory; default results/replay-<name>")] = None,
+    study: Annotated[Path | None, typer.Option(help="study file to run over the workload 'trace'; default: a grid of settings")] = None,
+    trace_format: Annotated[
+        str | None, typer.Option("--format", help="perf, ftrace, bpftrace, csv or parquet; default: as it looks")
+    ] = None,
+    vendor: Annotated[str | None, typer.Option(help="whose error codes: intel, amd or shadow; default: as the values say")] = None,
+    slots: Annotated[str | None, typer.Option(help="guest memory, START+SIZE: 0+3GiB,4GiB+13GiB; default: what the faults touch")] = None,
+    threads: Annotated[str | None, typer.Option(help="only the faults of these thread ids: 4145,4150-4157")] = None,
+    skip_bad: Annotated[int, typer.Option("--skip-bad", min=0, help="leave out so many bad lines; their count is told")] = 0,
+    kernel: Annotated[str | None, typer.Option(help="the recorded host's kernel, e.g. 6.1; default: as the trace says, or 6.12")] = None,
+    import_only: Annotated[bool, typer.Option("--import-only", help="import and count, run no study")] = False,
+    executor: Annotated[str, typer.Option(help="inline, local or ray")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="go on over the budget")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+) -> None:
+    """Import a recorded fault trace, count its double faults, and ask what other settings had made of it."""
+    from sweep.replay.run import ReplayOptions
+    from sweep.replay.run import replay as replay_trace
+    from sweep.runner import RunOptions
+
+    running = RunOptions(executor=executor, workers=workers, yes=yes, quiet=quiet, command=sys.argv)
+    options = ReplayOptions(trace, out, study, trace_format, vendor, slots, threads, skip_bad, kernel, import_only, running)
+    replayed = replay_trace(options)
+    _print_json(replayed.as_json()) if as_json else print(replayed.as_text())
+    raise typer.Exit(replayed.summary.exit_status if replayed.summary else 0)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What works here: packages, compile cache, Ray, KVM, THP state, disk."""
     from sweep.doctor import examine

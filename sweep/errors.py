@@ -44,6 +44,15 @@ class StudyError(FaultsweepError):
         super().__init__("\n".join(lines))
 
 
+class TraceError(FaultsweepError):
+    """A recorded trace cannot be read, or does not say what it must: 'file:line: what, and what to do'."""
+
+    exit_status = 2
+
+    def __init__(self, where: str, text: str) -> None:
+        super().__init__(str(Fault(where, "", text)))
+
+
 class UsageError(FaultsweepError):
     """A command or a call was given something it cannot take."""
 

@@ -13,7 +13,7 @@ from sweep.record import study_record
 from sweep.schema import SCHEMA_VERSION
 from sweep.study import Study
 
-DATASET_NAMES = frozenset({"points", "steps", "errors", "commits", "provenance", "quarantine", "report", ".lock"})
+DATASET_NAMES = frozenset({"points", "steps", "errors", "commits", "provenance", "quarantine", "report", "replay", ".lock"})
 _FIXED = ("name", "seed", "model_digest", "schema_version")
 
 
@@ -33,7 +33,7 @@ def place_of(out: str | Path | None, study: Study, new_version: bool) -> str:
 def check_same_study(store: Store, study: Study) -> None:
     """Refuse a place of another study, model or cost file, with what differs and the way out. Raises DatasetError."""
     if not store.has("study.json"):
-        _check_free(store)
+        check_free(store)
         return
     if _never_began(store):
         return
@@ -60,7 +60,8 @@ def _never_began(store: Store) -> bool:
     return not is_json(store.storage.read("study.json")) and not store.storage.names("commits") and not store.storage.names("points")
 
 
-def _check_free(store: Store) -> None:
+def check_free(store: Store) -> None:
+    """Refuse a folder that holds something else than a dataset. Raises DatasetError."""
     if isinstance(store.storage, LocalStorage) and store.storage.root.is_dir():
         names = {entry.name for entry in store.storage.root.iterdir()} - DATASET_NAMES
         if names:

@@ -13,7 +13,7 @@ from kernels.spec import PAGE_BYTES, PMD_PAGES, PUD_PAGES, Prealloc
 from kernels.state import state_bytes
 from sweep.configs import Workload
 from sweep.parameters import Point
-from sweep.steps import TouchStep, VmmCowStep, touches_of, traits_of_point
+from sweep.steps import TouchListStep, TouchStep, VmmCowStep, list_rows, touches_of, traits_of_point
 
 POINT_SECONDS = 2e-5  # rows and their place in files included
 STEP_SECONDS = 1e-5
@@ -21,10 +21,12 @@ STATE_BYTE_SECONDS = 2e-10
 RUN_PAGE_SECONDS = 1e-10  # a lone vCPU, page after page
 LONE_SECONDS = 6e-9  # a lone vCPU, an access anywhere; grows with the memory beyond the caches
 SKIPPED_SECONDS = 4e-8  # skip_hits: a first read or write
+LISTED_SECONDS = 1e-7  # an access of a list: to read it, and to order all by vCPU
 HIT_SECONDS = 1.3e-8  # several vCPUs: an access that exits not
 EVENT_SECONDS = 1.4e-8, 4.6e-9  # an event of one vCPU; more for each doubling
 TARGET_SECONDS = 8e-9  # a shootdown looks at every vCPU
 CACHED_BYTES = 4 << 20
+LISTED_BYTES = 96  # of an access of a list, while it is ordered
 
 
 class Found(Enum):
@@ -106,7 +108,7 @@ def _populate_seconds(point: Point) -> float:
 
 def predict_seconds(point: Point, workload: Workload) -> float:
     """Seconds of one core for a point, from its accesses, vCPUs, backing and memory."""
-    seconds = POINT_SECONDS + len(workload.specs) * STEP_SECONDS + predict_bytes(point) * STATE_BYTE_SECONDS
+    seconds = POINT_SECONDS + len(workload.specs) * STEP_SECONDS + predict_bytes(point, workload) * STATE_BYTE_SECONDS
     touched = Touched()
     if point.preallocates & Prealloc.POPULATE:
         seconds += _populate_seconds(point)
@@ -114,11 +116,15 @@ def predict_seconds(point: Point, workload: Workload) -> float:
         if isinstance(spec, TouchStep):
             seconds += _touch_seconds(spec, point, touched.find(spec, point))
             touched.add(spec)
+        elif isinstance(spec, TouchListStep):
+            rows = list_rows(workload.folder / spec.path)
+            seconds += rows * (LISTED_SECONDS + (LONE_SECONDS if point.vcpus == 1 else _fault_seconds(Found.READ_ONLY, point.vcpus)))
         else:
             seconds += touches_of(spec, point.memory // PAGE_BYTES) * (LONE_SECONDS if isinstance(spec, VmmCowStep) else RUN_PAGE_SECONDS)
     return seconds
 
 
-def predict_bytes(point: Point) -> int:
+def predict_bytes(point: Point, workload: Workload) -> int:
     """Memory a worker needs for a point."""
-    return state_bytes(point.memory, max(point.vcpus, point.prealloc_threads))
+    listed = max((list_rows(workload.folder / spec.path) for spec in workload.specs if isinstance(spec, TouchListStep)), default=0)
+    return state_bytes(point.memory, max(point.vcpus, point.prealloc_threads)) + listed * LISTED_BYTES

@@ -76,7 +76,8 @@ class Prices:
         key = number, tuple(digits[i] for i in block.positions(PRICED))
         if key not in self._known:
             point = block.point(digits)
-            self._known[key] = Price(predict_seconds(point, self.plan.study.workloads[point.workload]), predict_bytes(point))
+            workload = self.plan.study.workloads[point.workload]
+            self._known[key] = Price(predict_seconds(point, workload), predict_bytes(point, workload))
         return self._known[key]
 
     def estimate(self) -> Estimate:

@@ -3,6 +3,7 @@
 import math
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from sweep.parameters import Point, Size
 from sweep.quantity import format_size
 
 MAX_LIST_BYTES = 8 << 30
+CSV_ROW_BYTES = 10  # about, of a touch list
+LISTED = ("vcpu", "gfn", "write")
 MAX_TOUCHES = 1 << 48
 
 
@@ -261,14 +264,30 @@ def read_touch_list(path: Path) -> model.TouchList:
             raise StudyError([Fault(str(path), "", "cannot be read as a touch list: it is no regular file")])
         if path.stat().st_size > MAX_LIST_BYTES:
             raise StudyError([Fault(str(path), "", f"is larger than {MAX_LIST_BYTES} bytes; split the list")])
-        table = pa.csv.read_csv(path) if path.suffix == ".csv" else pa.parquet.read_table(path)
+        table = pa.csv.read_csv(path) if path.suffix == ".csv" else _listed(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise StudyError([Fault(str(path), "", f"cannot be read as a touch list: {str(error).splitlines()[0]}")]) from None
-    missing = {"vcpu", "gfn", "write"} - set(table.column_names)
+    missing = set(LISTED) - set(table.column_names)
     if missing:
         raise StudyError([Fault(str(path), "", f"lacks the columns {', '.join(sorted(missing))}; vcpu, gfn and write are needed")])
-    columns = {name: _column(path, table, name) for name in ("vcpu", "gfn", "write")}
+    columns = {name: _column(path, table, name) for name in LISTED}
     return model.TouchList(columns["vcpu"], columns["gfn"], columns["write"].astype(np.bool_))
+
+
+def _listed(path: Path) -> pa.Table:
+    """Those columns of a Parquet file that a touch list needs, as far as it has them."""
+    with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read([name for name in LISTED if name in file.schema_arrow.names])
+
+
+def list_rows(path: Path) -> int:
+    """About how many accesses a touch list has, without reading it; 0: it cannot be read."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return 0
+        return path.stat().st_size // CSV_ROW_BYTES if path.suffix == ".csv" else int(pa.parquet.read_metadata(path).num_rows)
+    except (OSError, ValueError, pa.ArrowException):
+        return 0
 
 
 def _column(path: Path, table: pa.Table, name: str) -> Any:
@@ -319,6 +338,8 @@ def _check_skip(spec: TouchStep, point: Point) -> str:
 
 def _check_list(path: Path, pages: int, vcpus: int) -> str:
     try:
+        if _fits(path, pages, vcpus):
+            return ""
         listed = read_touch_list(path)
     except StudyError as error:
         return "touch_list: " + "; ".join(f"{fault.where} {fault.text}" for fault in error.faults)
@@ -327,6 +348,25 @@ def _check_list(path: Path, pages: int, vcpus: int) -> str:
         if len(bad):
             return f"touch_list: {path}: row {bad[0]}: {name} = {column[bad[0]]} is outside 0 ... {limit - 1}"
     return ""
+
+
+def _fits(path: Path, pages: int, vcpus: int) -> bool:
+    """Every access lies within so many pages and vCPUs. Raises StudyError."""
+    try:
+        stamp = path.stat()
+    except (OSError, ValueError):
+        return False  # which read_touch_list() explains
+    lowest, most_vcpus, most_pages = _reach(path, stamp.st_mtime_ns, stamp.st_size)
+    return lowest >= 0 and most_vcpus < vcpus and most_pages < pages
+
+
+@lru_cache(maxsize=64)
+def _reach(path: Path, _mtime_ns: int, _size: int) -> tuple[int, int, int]:
+    """(lowest number, highest vCPU, highest gfn) of a list: it is read once for all the points that it is checked against."""
+    listed = read_touch_list(path)
+    if not len(listed.gfn):
+        return 0, -1, -1
+    return int(min(listed.vcpu.min(), listed.gfn.min())), int(listed.vcpu.max()), int(listed.gfn.max())
 
 
 def traits_of_point(point: Point) -> Traits:

@@ -11,6 +11,7 @@ from sweep.errors import DatasetError
 from sweep.record import read_study
 from sweep.report.claims import Judged, judge, worlds_of
 from sweep.report.observed import figures_table, observed_table
+from sweep.report.replayed import trace_tables
 from sweep.report.tables import ReportTable, general_table
 from sweep.report.thread import CLAIMS, main_tables, switch_table
 
@@ -105,6 +106,7 @@ def build_report(place: Path | str) -> Report:
         tables = [*main, switch_table(worlds[0])]
     if observations := read_study(dataset.store).observations:
         tables = [*(tables if claims else [figures_table(points, observations)]), observed_table(points, observations)]
+    tables += trace_tables(dataset.store.local_folder())
     seal = dataset.store.seal()
     digests: dict[str, str] = {"model_digest": str(record["model_digest"])}
     digests |= {"root_digest": seal.root_digest, "content_digest": seal.content_digest} if seal else {}

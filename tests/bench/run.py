@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sweep.configs import config_root
+from tests.bench import replay
 from tests.bench.figures import GROUPS, Figure
 
 
@@ -29,7 +30,7 @@ def line(figure: Figure) -> str:
 def main() -> int:
     print(f"{'figure':52} {'asked':22} {'measured':20}")
     found = []
-    for group in GROUPS:
+    for group in (*GROUPS, *replay.GROUPS):
         for figure in group():
             print(f"{line(figure)}\n    {figure.method}", flush=True)
             found.append(asdict(figure) | {"met": figure.met})
