@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import Access, DirtyLog, Fork, Ksm, Order, Touch, reference, simulate
+from kernels.blocks import BLOCK
 from kernels.checks import PointError
+from kernels.reference_skip import order as permutation
+from kernels.reference_workload import draw
 from kernels.spec import Call
 from kernels.steps import WorkloadError
 from sweep.steps import TouchStep, build_step
@@ -23,14 +26,14 @@ def touches(n: int, skip: bool = True, **changes: Any) -> Touch:
     return Touch(touches=n, skip_hits=skip, **fields)
 
 
-@pytest.mark.parametrize("order", [Order.RANDOM, Order.ZIPF])
+@pytest.mark.parametrize(("order", "theta"), [(Order.RANDOM, 0.99), (Order.ZIPF, 0.99), (Order.ZIPF, 2.0)])
 @pytest.mark.parametrize("n", [700, 6000])
-def test_the_distribution_is_that_of_touches_made_one_by_one(order: Order, n: int) -> None:
+def test_the_distribution_is_that_of_touches_made_one_by_one(order: Order, theta: float, n: int) -> None:
     """Means within 4 standard errors of their difference, spreads within a factor that 120 runs allow."""
     runs = 120
 
     def figures(skip: bool, seed: int) -> list[int]:
-        counters = simulate(memory=4 * MIB, seed=seed, steps=[touches(n, skip, order=order)]).counters
+        counters = simulate(memory=4 * MIB, seed=seed, steps=[touches(n, skip, order=order, theta=theta)]).counters
         return [counters[name] for name in FIGURES]
 
     found = [np.array([figures(skip, seed + 1000 * skip) for seed in range(runs)]) for skip in (False, True)]
@@ -70,6 +73,37 @@ def test_kernels_and_reference_draw_the_same(steps: list[Touch], backing: str, m
     mine, theirs = simulate(**configuration), reference.simulate(**configuration)
     for step, expected in zip(mine.steps, theirs.steps, strict=True):
         assert (step.counters, step.gauges, step.ns) == (expected.counters, expected.gauges, expected.ns)
+
+
+@pytest.mark.parametrize("order", [Order.RANDOM, Order.ZIPF])
+def test_queues_that_are_filled_again_are_those_of_the_reference(order: Order) -> None:
+    """Several blocks of several queues, of a number of units that is no power of two."""
+    configuration: dict[str, Any] = {"memory": 13 * MIB, "steps": [touches(30_000, order=order)], "seed": 5}
+    mine, theirs = simulate(**configuration), reference.simulate(**configuration)
+    assert mine.counters["pf_taken"] > 3 * BLOCK
+    for step, expected in zip(mine.steps, theirs.steps, strict=True):
+        assert (step.counters, step.gauges, step.ns) == (expected.counters, expected.gauges, expected.ns)
+
+
+@pytest.mark.parametrize("order", [Order.RANDOM, Order.ZIPF])
+@pytest.mark.parametrize("access", [Access.MIXED, Access.READ, Access.WRITE])
+def test_each_unit_is_read_and_written_first_once(order: Order, access: Access) -> None:
+    """As long as it takes: whatever touches are left are hits."""
+    run = simulate(memory=3 * MIB, steps=[touches(10**13, order=order, access=access)])
+    units = 3 * MIB // 4096
+    firsts = run.counters["touches"] - run.counters["hits"]
+    assert run.gauges["rss_bytes"] == 3 * MIB if access != Access.READ else run.counters["zero_page_maps"] == units
+    assert units <= firsts <= 2 * units
+
+
+def test_an_order_is_as_random_as_a_shuffle() -> None:
+    """How many of the first half come to lie in the first half: hypergeometric. Four rounds, not five, are a fifth above its variance."""
+    n, keys = 64, 2000
+    half = range(n // 2)
+    found = np.array([sum(place(i) < n // 2 for i in half) for place in (permutation(draw(7, 0, key), n) for key in range(keys))])
+    variance = n / 16 * n / (n - 1)
+    assert abs(found.mean() - n / 4) < 4 * np.sqrt(variance / keys)
+    assert abs(found.var() / variance - 1) < 4 * np.sqrt(2 / keys)
 
 
 def test_hits_cost_nothing_to_simulate_and_all_their_time() -> None:
