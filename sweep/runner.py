@@ -1,5 +1,6 @@
 """The loop: what is missing is run, committed, and, when all is there, sealed."""
 
+import os
 import shutil
 import signal
 import time
@@ -36,6 +37,7 @@ from sweep.worker import Chunk, ChunkResult, Job, lost_points
 MEMORY_SHARE = 0.8  # of what is free, for all chunks in flight
 DRAIN_SECONDS = 10.0
 EXECUTORS = ("inline", "local", "ray")
+DRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class RunSummary:
 
 
 class _Stop:
-    """SIGINT and SIGTERM: the first drains, the second stops at once."""
+    """SIGINT, SIGTERM and SIGHUP: the first drains, the second stops at once."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.signal = 0
@@ -97,6 +99,7 @@ class _Stop:
         if self.signal:
             raise InterruptedRunError(number, "stopped at once; what was committed stays")
         self.signal, self.since = number, time.monotonic()
+        _leave_dead_terminal()
         self._reporter.note("stopping: finishing what runs (again to stop at once)")
 
     def asked(self) -> bool:
@@ -105,10 +108,20 @@ class _Stop:
         return bool(self.signal)
 
 
+def _leave_dead_terminal() -> None:
+    """Where the terminal is gone (SIGHUP), what is still said goes nowhere: to write to it would be an error."""
+    for handle in (1, 2):
+        try:
+            os.write(handle, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
+
+
 @contextmanager
 def _signals(stop: _Stop) -> Iterator[None]:
+    wanted = [number for number in DRAINING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]  # nohup
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop) for number in wanted}
     except ValueError:  # not the main thread: the caller's signals are its own
         yield
         return

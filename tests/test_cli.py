@@ -101,6 +101,28 @@ def test_ray_missing_names_local_as_the_way_out(study_file: Path, tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+INTERRUPTED_IMPORT = """
+import importlib.abc, os, runpy, signal, sys
+class Interrupts(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == WHEN:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("sweep", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["sweep.cli", "typer", "pyarrow", "sweep.runner", "pydantic_core"])
+def test_ctrl_c_while_python_still_imports_is_one_line(study_file: Path, tmp_path: Path, module: str) -> None:
+    code = INTERRUPTED_IMPORT.replace("WHEN", repr(module))
+    command = [sys.executable, "-c", code, "run", str(study_file), "--out", str(tmp_path / "x"), "--executor", "inline"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted: while starting; run the same command again to go on\n"
+    assert not (tmp_path / "x").exists()
+
+
 def test_standard_output_is_data_and_a_closed_pipe_is_quiet(dataset: Path) -> None:
     command = f"{sys.executable} -m sweep query {dataset} 'select * from points, steps' --format csv | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
