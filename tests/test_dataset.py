@@ -238,9 +238,22 @@ def test_leftovers_of_a_dead_run_do_not_count(study_file: Path, tmp_path: Path, 
     run(study_file, out, limit=5)
     (out / "points" / f"{TEMP_PREFIX}abc").write_bytes(b"half")
     (out / "points" / "part-without-commit.parquet").write_bytes(b"never committed")
+    (out / f"{TEMP_PREFIX}def").write_bytes(b"half")
     assert len(sweep.open_dataset(out).points()) == 5
     run(study_file, out)
     assert files_of(out) == files_of(reference)
+
+
+def test_a_run_that_died_before_its_study_was_written_is_no_foreign_folder(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    out = tmp_path / "x"
+    out.mkdir()
+    (out / f"{TEMP_PREFIX}abc").write_bytes(b"half of study.json")
+    run(study_file, out)
+    assert files_of(out) == files_of(reference)
+    assert not list(out.glob(f"**/{TEMP_PREFIX}*"))
+    (out / "study.toml").unlink()  # it comes after study.json
+    run(study_file, out)
+    assert (out / "study.toml").read_text() == study_file.read_text()
 
 
 def test_a_crash_between_seal_and_clean_up_counts_every_row_once(study_file: Path, tmp_path: Path, reference: Path) -> None:
