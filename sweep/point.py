@@ -111,9 +111,12 @@ def step_row(planned: PlannedPoint, context: Context, number: int, step: StepRes
 
 
 def run_point(planned: PlannedPoint, context: Context) -> PointRows:
-    """Run one point; what it raises becomes a row of `errors`, so that the sweep goes on."""
+    """Run one point; what it raises becomes a row of `errors`, so that the sweep goes on. Raises MemoryError: whether there is
+    memory depends on what else runs, so its chunk is tried again."""
     try:
         run = simulate_point(planned, context)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever it is, it is this point's; the sweep goes on
         return PointRows(None, [], error_row(planned, type(error).__name__, str(error)))
     steps = [step_row(planned, context, number, step) for number, step in enumerate(run.steps)]

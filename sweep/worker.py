@@ -88,12 +88,12 @@ def published(store: Store, plan: Plan, chunk: Chunk, rows: list[PointRows], ids
 
 
 def lost_points(job: Job, store: Store) -> Callable[[Chunk, Exception], ChunkResult]:
-    """Makes rows of `errors` for points whose worker died or hung each time."""
+    """Makes rows of `errors` for points whose worker died, hung or ran out of memory each time."""
 
     def lost(chunk: Chunk, error: Exception) -> ChunkResult:
-        text = str(error).splitlines()[0] if str(error) else "the worker process ended"
         found = list(job.plan.at(chunk.indices))
-        rows = [PointRows(None, [], error_row(planned, "WorkerDiedError", f"{type(error).__name__}: {text}")) for _, planned in found]
+        kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__  # numpy has a MemoryError of its own
+        rows = [PointRows(None, [], error_row(planned, kind, str(error) or kind)) for _, planned in found]
         ids = [planned.point_id for _, planned in found]
         commit = published(store, job.plan, chunk, rows, ids, [index for index, _ in found])
         return ChunkResult(commit, 0, len(found), tuple(ids), np.zeros(len(found), np.int64), "", chunk.attempt)

@@ -1,7 +1,7 @@
 """The contract of executors, and the loop that drives any of them: bounded window, memory, deadlines, retries, halving.
 
-A chunk that fails as a whole (its worker was killed, or hangs) is tried again alone, then halved until one point is left, which
-then becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
+A chunk that fails as a whole (its worker was killed, hangs, or ran out of memory) is tried again alone, then halved until one point
+is left, which then becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
 """
 
 import time
@@ -23,6 +23,10 @@ DEADLINE_SECONDS = 120.0  # and this on top
 
 class ChunkHangsError(RuntimeError):
     """A chunk ran over its deadline."""
+
+
+class WorkerDiedError(RuntimeError):
+    """The process that ran a chunk is gone; the text says how."""
 
 
 class Pool(Protocol):
@@ -155,8 +159,8 @@ def drive(
             return
         alone = len(driver.running) == 1
         outcomes = pool.wait(list(driver.running), POLL_SECONDS)
-        if not outcomes:
-            outcomes = [(handle, _hang(pool, handle)) for handle in driver.overdue()]
+        answered = {handle for handle, _ in outcomes}
+        outcomes += [(handle, _hang(pool, handle)) for handle in driver.overdue() if handle not in answered]
         for handle, outcome in outcomes:
             flight = driver.running.pop(handle, None)
             if flight is None:
