@@ -38,6 +38,7 @@ class ChunkResult:
     wall_ns: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     worker: str = ""
     attempt: int = 1
+    seconds: float = 0.0  # from the first point to the last published part; 0: not known
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def tables_of(rows: list[PointRows]) -> dict[str, pa.Table]:
 
 
 def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
-    """Run the points of a chunk, one after the other, and publish their rows."""
+    """Run the points of a chunk, one after the other, and publish their rows. Raises MemoryError and what the storage raises."""
+    begin = time.perf_counter()
     rows, wall, ids, failed = [], [], [], []
     for index, planned in job.plan.at(chunk.indices):
         start = time.perf_counter_ns()
@@ -79,7 +81,8 @@ def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
         if rows[-1].error is not None:
             failed.append(index)
     commit = published(job.store, job.plan, chunk, rows, ids, failed)
-    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), np.array(wall, np.int64), worker, chunk.attempt)
+    times, seconds = np.array(wall, np.int64), time.perf_counter() - begin
+    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), times, worker, chunk.attempt, seconds)
 
 
 def published(store: Store, plan: Plan, chunk: Chunk, rows: list[PointRows], ids: list[str], failed: list[int]) -> Commit:

@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import sweep
+from sweep.plan import Plan
+from sweep.price import Prices
+from sweep.quantity import human_time
 from sweep.runner import RunOptions
+from sweep.study import load_study
 
 
 def cli(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
@@ -57,6 +62,17 @@ def test_status_and_verify(dataset: Path) -> None:
     next((dataset / "steps").iterdir()).unlink()
     done = cli("verify", str(dataset))
     assert (done.returncode, "is missing" in done.stdout) == (3, True)
+
+
+def test_status_tells_the_time_left_at_the_pace_of_the_runs_before(study_file: Path, tmp_path: Path) -> None:
+    """Of predicted seconds, not of points: these differ."""
+    out = tmp_path / "x"
+    sweep.run(study_file, out, RunOptions(executor="inline", quiet=True, limit=5))
+    (record,) = [json.loads(path.read_text()) for path in (out / "provenance").glob("*.json")]
+    plan = json.loads(cli("status", str(out), "--json").stdout)
+    prices = Prices(Plan(load_study(study_file)))
+    ahead = sum(seconds[i] for _, seconds, _ in prices.priced(np.ones(24, np.bool_)) for i in range(5, 24))
+    assert plan["time left"] == human_time(ahead * record["seconds"] / record["predicted_s"])
 
 
 def test_query_in_every_format(dataset: Path, tmp_path: Path) -> None:
