@@ -34,6 +34,7 @@ bench: $(STAMP)
 
 verify: $(STAMP)
 	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest -n 2 tests/test_differential.py
+	FAULTSWEEP_KILLS=1000 $(BIN)/python -m pytest -n 2 tests/test_kills.py
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation.run

@@ -1,14 +1,14 @@
 """The driver: study, plan, executors, dataset, report. `run()` runs a study, `open_dataset()` reads its result."""
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import kernels as _kernels
-
 _HERE = Path(__file__).resolve().parent.parent
-_FOUND = Path(_kernels.__file__ or "nowhere").resolve().parent.parent
-if _FOUND != _HERE or not hasattr(_kernels, "simulate"):
+_KERNELS = importlib.util.find_spec("kernels")  # found, not imported: that takes a while
+_FOUND = Path(_KERNELS.origin if _KERNELS and _KERNELS.origin else "nowhere").resolve().parent.parent
+if _FOUND != _HERE:
     raise ImportError(
         f"faultsweep found a foreign package 'kernels' at {_FOUND}, not its own at {_HERE}: "
         "uninstall that one, or put faultsweep's folder first on the path"

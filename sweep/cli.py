@@ -340,13 +340,11 @@ def main() -> None:
         print(f"{message} (faultsweep --help tells more)", file=sys.stderr)
         raise SystemExit(2) from None
     except InterruptedRunError as error:
-        print(f"interrupted: {error}; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(error.exit_status) from None
+        print(f"interrupted: {error}; run the same command again to go on", file=sys.stderr, flush=True)
+        os._exit(error.exit_status)  # at once: a thread of Arrow that is at work would abort the orderly end of Python
     except FaultsweepError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_status) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

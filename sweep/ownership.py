@@ -6,7 +6,7 @@ from typing import Any
 
 from kernels.jit import model_digest
 from sweep.dataset.records import is_json
-from sweep.dataset.storage import LocalStorage
+from sweep.dataset.storage import TEMP_PREFIX, LocalStorage
 from sweep.dataset.store import Store
 from sweep.errors import DatasetError, EnvironmentProblemError, UsageError
 from sweep.record import study_record
@@ -63,7 +63,7 @@ def _never_began(store: Store) -> bool:
 def check_free(store: Store) -> None:
     """Refuse a folder that holds something else than a dataset. Raises DatasetError."""
     if isinstance(store.storage, LocalStorage) and store.storage.root.is_dir():
-        names = {entry.name for entry in store.storage.root.iterdir()} - DATASET_NAMES
+        names = {entry.name for entry in store.storage.root.iterdir() if not entry.name.startswith(TEMP_PREFIX)} - DATASET_NAMES
         if names:
             raise DatasetError(f"{store.name}: holds {min(names)} but no dataset; choose an empty directory with --out")
 
@@ -86,13 +86,13 @@ def sibling(place: str, study: Study) -> str:
 
 
 def write_study(store: Store, study: Study, points: int) -> None:
-    """study.toml as given, study.json as understood (workloads and costs of earlier runs stay named)."""
+    """study.json as understood (workloads and costs of earlier runs stay named), which makes the place a dataset; study.toml as given."""
     record: dict[str, Any] = study_record(study, points)
-    if store.has("study.json") and not _never_began(store):
-        old = store.json("study.json")
-        for kind in ("workloads", "costs"):
-            record[kind] = {**old.get(kind, {}), **record[kind]}
-        if old == json.loads(json.dumps(record)):
-            return
-    store.storage.replace("study.toml", study.text.encode())
-    store.write_json("study.json", record)
+    old = store.json("study.json") if store.has("study.json") and not _never_began(store) else {}
+    for kind in ("workloads", "costs"):
+        record[kind] = {**old.get(kind, {}), **record[kind]}
+    if old != json.loads(json.dumps(record)):
+        store.write_json("study.json", record)
+    text = study.text.encode()
+    if not store.has("study.toml") or (text and store.storage.read("study.toml") != text):
+        store.storage.replace("study.toml", text)

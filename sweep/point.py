@@ -95,7 +95,8 @@ class Runner:
         return self._simulator.prepare(**_machine(values), script=self._scripts[workload], charges=self._charges[costs])
 
     def run(self, points: Points) -> Ran:
-        """Run them one after the other and add the rows of those that came to their ends; a point that fails stops no other."""
+        """Run them one after the other and add the rows of those that came to their ends; a point that fails stops no other.
+        Raises MemoryError: whether there is memory depends on what else runs, so all of them are tried again."""
         ran = Ran([], np.zeros(len(points), np.int64), [])
         failures, which = points.values_of("thp_failure")
         self._simulator.take(points.seed, points.replicates, np.array(failures, np.float64)[which])
@@ -105,6 +106,8 @@ class Runner:
                 prepared = self.prepare(points.values(first))
                 for at in range(first, end, prepared.ready.at_once):
                     self._run(prepared, at, min(end, at + prepared.ready.at_once), ran)
+            except MemoryError:
+                raise
             except Exception as error:  # whatever it is, it is these points'
                 ran.failures.extend((number, error) for number in range(at, end))
         return ran

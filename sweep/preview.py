@@ -16,6 +16,7 @@ from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint
 from sweep.price import Prices
 from sweep.quantity import human_size, human_time
 from sweep.record import read_study
+from sweep.runner import chunks_of
 from sweep.study import load_study
 
 SHOWN_POINTS = 3
@@ -72,7 +73,8 @@ def status_of(place: Path | str) -> dict[str, Any]:
     done = done_of(plan, store, state, kept)
     finished, left = int(done.sum()), int((kept & ~done).sum())
     runs = [store.json(f"provenance/{name}") for name in store.storage.names("provenance") if RUN_RECORD.fullmatch(name)]
-    seconds = sum(float(run.get("seconds", 0)) for run in runs)
+    seconds, predicted = (sum(float(run.get(key, 0)) for run in runs) for key in ("seconds", "predicted_s"))
+    ahead = sum(chunk.seconds for chunk in chunks_of(Prices(plan), kept, kept & ~done)) if left and predicted else 0.0
     rate = sum(int(run.get("done", 0)) for run in runs) / seconds if seconds else 0.0
     return {
         "study": plan.study.name,
@@ -82,6 +84,6 @@ def status_of(place: Path | str) -> dict[str, Any]:
         "left": left,
         "of earlier plans": len(store.done(state)) - finished,
         "rate": f"{rate:.1f} points/s",
-        "time left": human_time(left / rate) if left and rate else "none" if not left else "unknown",
+        "time left": human_time(ahead * seconds / predicted) if ahead else "unknown" if left else "none",
         "sealed": state.seal is not None and not left and not state.commits,
     }

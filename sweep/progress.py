@@ -1,4 +1,7 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when quiet.
+
+How long it still takes is the driver's forecast, not points done over points left: the longest come first.
+"""
 
 import sys
 import time
@@ -6,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sweep.quantity import human_time
 
@@ -18,7 +21,7 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def advance(self, points: int, failed: int) -> None: ...
+    def advance(self, points: int, failed: int, left: float) -> None: ...
 
 
 class Quiet:
@@ -27,7 +30,7 @@ class Quiet:
     def note(self, text: str) -> None:
         pass
 
-    def advance(self, points: int, failed: int) -> None:
+    def advance(self, points: int, failed: int, left: float) -> None:
         pass
 
 
@@ -41,7 +44,8 @@ class Plain:
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def advance(self, points: int, failed: int) -> None:
+    def advance(self, points: int, failed: int, left: float) -> None:
+        """So many more, and `left` seconds to go."""
         self._done += points
         self._failed += failed
         now = time.monotonic()
@@ -49,7 +53,6 @@ class Plain:
             return
         self._last = now
         rate = (self._done + self._failed) / max(1e-9, now - self._start)
-        left = (self._total - self._done - self._failed) / max(1e-9, rate)
         failures = f", {self._failed} failed" if self._failed else ""
         self.note(f"{self._done}/{self._total} points{failures}, {rate:.0f}/s, {human_time(left)} left")
 
@@ -64,11 +67,11 @@ class Bar:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[failed]}"),
             console=Console(stderr=True),
         )
-        self._task = self._progress.add_task("points", total=total, rate="", failed="")
+        self._task = self._progress.add_task("points", total=total, rate="", left="", failed="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -80,12 +83,12 @@ class Bar:
     def note(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
 
-    def advance(self, points: int, failed: int) -> None:
+    def advance(self, points: int, failed: int, left: float) -> None:
         self._failed += failed
         done = self._progress.tasks[0].completed + points + failed
         rate = done / max(1e-9, time.monotonic() - self._start)
         text = f"{self._failed} failed" if self._failed else ""
-        self._progress.update(self._task, advance=points + failed, rate=f"{rate:.0f}/s", failed=text)
+        self._progress.update(self._task, advance=points + failed, rate=f"{rate:.0f}/s", left=f"{human_time(left)} left", failed=text)
 
 
 def on_terminal() -> bool:

@@ -1,5 +1,6 @@
 """The loop: what is missing is run, committed, and, when all is there, sealed."""
 
+import os
 import shutil
 import signal
 import time
@@ -18,7 +19,7 @@ from sweep.dataset.seal import clear_away, seal
 from sweep.dataset.storage import LocalStorage
 from sweep.dataset.store import Store
 from sweep.errors import BudgetExceededError, EnvironmentProblemError, Fault, InterruptedRunError, StudyError, UsageError
-from sweep.executors.base import DEADLINE_SECONDS, Limits, Pool, drive
+from sweep.executors.base import DEADLINE_SECONDS, Forecast, Limits, Pool, drive
 from sweep.executors.inline import InlinePool
 from sweep.left import chosen_of, done_now, kept_of
 from sweep.machine import available_bytes, default_workers
@@ -36,6 +37,7 @@ from sweep.worker import Chunk, ChunkResult, Job, lost_points
 MEMORY_SHARE = 0.8  # of what is free, for all chunks in flight
 DRAIN_SECONDS = 10.0
 EXECUTORS = ("inline", "local", "ray")
+DRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class RunSummary:
 
 
 class _Stop:
-    """SIGINT and SIGTERM: the first drains, the second stops at once."""
+    """SIGINT, SIGTERM and SIGHUP: the first drains, the second stops at once."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.signal = 0
@@ -97,6 +99,7 @@ class _Stop:
         if self.signal:
             raise InterruptedRunError(number, "stopped at once; what was committed stays")
         self.signal, self.since = number, time.monotonic()
+        _leave_dead_terminal()
         self._reporter.note("stopping: finishing what runs (again to stop at once)")
 
     def asked(self) -> bool:
@@ -105,10 +108,20 @@ class _Stop:
         return bool(self.signal)
 
 
+def _leave_dead_terminal() -> None:
+    """Where the terminal is gone (SIGHUP), what is still said goes nowhere: to write to it would be an error."""
+    for handle in (1, 2):
+        try:
+            os.write(handle, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
+
+
 @contextmanager
 def _signals(stop: _Stop) -> Iterator[None]:
+    wanted = [number for number in DRAINING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]  # nohup
     try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop) for number in wanted}
     except ValueError:  # not the main thread: the caller's signals are its own
         yield
         return
@@ -250,11 +263,16 @@ def _execute(store: Store, job: Job, chunks: list[Chunk], options: RunOptions, s
         stop = _Stop(reporter)
         stack.enter_context(_signals(stop))  # after the pool: Ray sets handlers of its own
         limits = Limits(float("inf") if options.address else available_bytes() * MEMORY_SHARE, options.deadline)
+        forecast = Forecast(sum(chunk.seconds for chunk in chunks))
         timings = Timings(store)
         orderly = False
         try:
-            results = drive(pool, iter(chunks), _stopper(stop, summary, options), lost_points(job), limits)
-            _commit_all(store, results, reporter, summary, timings, options.verbose)
+            results = drive(pool, iter(chunks), _stopper(stop, summary, options), lost_points(job), limits, forecast)
+            for result in results:
+                _commit(store, result, summary, timings)
+                reporter.advance(result.done, result.failed, forecast.left(pool.slots))
+                if options.verbose:
+                    reporter.note(_line(result))
             orderly = True
         finally:
             pool.close(now=not orderly)
@@ -262,6 +280,7 @@ def _execute(store: Store, job: Job, chunks: list[Chunk], options: RunOptions, s
         summary.seconds = time.monotonic() - start
         timings.flush()
         record |= {"seconds": round(summary.seconds, 3), "done": summary.done, "failed": summary.failed}
+        record |= {"predicted_s": round(forecast.done, 6), "pace": round(forecast.pace, 3)}
         store.write_json(f"provenance/{timings.run}.json", record)
 
 
@@ -282,19 +301,17 @@ def _stopper(stop: _Stop, summary: RunSummary, options: RunOptions) -> Callable[
     return stopping
 
 
-def _commit_all(
-    store: Store, results: Iterator[ChunkResult], reporter: Reporter, summary: RunSummary, timings: Timings, verbose: bool
-) -> None:
-    for result in results:
-        if is_visible(store, result):
-            store.commit(result.commit)
-        summary.done += result.done
-        summary.failed += result.failed
-        timings.add(result)
-        reporter.advance(result.done, result.failed)
-        if verbose:
-            seconds = int(result.wall_ns.sum()) / 1e9
-            reporter.note(f"{result.commit.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}")
+def _commit(store: Store, result: ChunkResult, summary: RunSummary, timings: Timings) -> None:
+    if is_visible(store, result):
+        store.commit(result.commit)
+    summary.done += result.done
+    summary.failed += result.failed
+    timings.add(result)
+
+
+def _line(result: ChunkResult) -> str:
+    seconds = int(result.wall_ns.sum()) / 1e9
+    return f"{result.commit.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}"
 
 
 def is_visible(store: Store, result: ChunkResult) -> bool:

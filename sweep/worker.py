@@ -1,5 +1,6 @@
 """What a worker does with a chunk: run its points, publish their rows, and answer with what is to be committed."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,7 @@ class ChunkResult:
     wall_ns: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     worker: str = ""
     attempt: int = 1
+    seconds: float = 0.0  # from the first point to the last published part; 0: not known
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Job:
 
 
 def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
-    """Run the points of a chunk, one after the other, and publish their rows."""
+    """Run the points of a chunk, one after the other, and publish their rows. Raises MemoryError and what the storage raises."""
+    begin = time.perf_counter()
     recorder = job.recorder
     recorder.begin()
     ids: list[str] = []
@@ -71,7 +74,8 @@ def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
         ids += points.ids
         failed += points.indices[~done].tolist()
     commit = published(job, chunk, ids, failed)
-    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), np.concatenate(wall), worker, chunk.attempt)
+    times, seconds = np.concatenate(wall), time.perf_counter() - begin
+    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), times, worker, chunk.attempt, seconds)
 
 
 def published(job: Job, chunk: Chunk, ids: list[str], failed: list[int]) -> Commit:
@@ -81,14 +85,14 @@ def published(job: Job, chunk: Chunk, ids: list[str], failed: list[int]) -> Comm
 
 
 def lost_points(job: Job) -> Callable[[Chunk, Exception], ChunkResult]:
-    """Makes rows of `errors` for points whose worker died or hung each time."""
+    """Makes rows of `errors` for points whose worker died, hung or ran out of memory each time."""
 
     def lost(chunk: Chunk, error: Exception) -> ChunkResult:
-        text = str(error).splitlines()[0] if str(error) else "the worker process ended"
         found = list(job.plan.at(chunk.indices))
+        kind = "MemoryError" if isinstance(error, MemoryError) else type(error).__name__  # numpy has a MemoryError of its own
         job.recorder.begin()
         for _, planned in found:
-            job.recorder.fail(planned, "WorkerDiedError", f"{type(error).__name__}: {text}")
+            job.recorder.fail(planned, kind, str(error) or kind)
         ids = [planned.point_id for _, planned in found]
         commit = published(job, chunk, ids, [index for index, _ in found])
         return ChunkResult(commit, 0, len(found), tuple(ids), np.zeros(len(found), np.int64), "", chunk.attempt)

@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import sweep
+from sweep.plan import Plan
+from sweep.price import Prices
+from sweep.quantity import human_time
 from sweep.runner import RunOptions
+from sweep.study import load_study
 
 
 def cli(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
@@ -59,6 +64,17 @@ def test_status_and_verify(dataset: Path) -> None:
     assert (done.returncode, "is missing" in done.stdout) == (3, True)
 
 
+def test_status_tells_the_time_left_at_the_pace_of_the_runs_before(study_file: Path, tmp_path: Path) -> None:
+    """Of predicted seconds, not of points: these differ."""
+    out = tmp_path / "x"
+    sweep.run(study_file, out, RunOptions(executor="inline", quiet=True, limit=5))
+    (record,) = [json.loads(path.read_text()) for path in (out / "provenance").glob("*.json")]
+    plan = json.loads(cli("status", str(out), "--json").stdout)
+    prices = Prices(Plan(load_study(study_file)))
+    ahead = sum(seconds[i] for _, seconds, _ in prices.priced(np.ones(24, np.bool_)) for i in range(5, 24))
+    assert plan["time left"] == human_time(ahead * record["seconds"] / record["predicted_s"])
+
+
 def test_query_in_every_format(dataset: Path, tmp_path: Path) -> None:
     sql = "select kernel, sum(pf_taken) as n from points group by kernel order by n desc, kernel limit 2"
     rows = json.loads(cli("query", str(dataset), sql, "--format", "json").stdout)
@@ -99,6 +115,28 @@ def test_ray_missing_names_local_as_the_way_out(study_file: Path, tmp_path: Path
     assert done.returncode == 5
     assert "--executor local" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+INTERRUPTED_IMPORT = """
+import importlib.abc, os, runpy, signal, sys
+class Interrupts(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == WHEN:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("sweep", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["sweep.cli", "typer", "pyarrow", "sweep.runner", "pydantic_core"])
+def test_ctrl_c_while_python_still_imports_is_one_line(study_file: Path, tmp_path: Path, module: str) -> None:
+    code = INTERRUPTED_IMPORT.replace("WHEN", repr(module))
+    command = [sys.executable, "-c", code, "run", str(study_file), "--out", str(tmp_path / "x"), "--executor", "inline"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted: while starting; run the same command again to go on\n"
+    assert not (tmp_path / "x").exists()
 
 
 def test_standard_output_is_data_and_a_closed_pipe_is_quiet(dataset: Path) -> None:

@@ -1,12 +1,16 @@
 """Runs and datasets: the same rows and files whatever the executor, interrupted or not; damage is found."""
 
 import json
+import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -234,9 +238,22 @@ def test_leftovers_of_a_dead_run_do_not_count(study_file: Path, tmp_path: Path, 
     run(study_file, out, limit=5)
     (out / "points" / f"{TEMP_PREFIX}abc").write_bytes(b"half")
     (out / "points" / "part-without-commit.parquet").write_bytes(b"never committed")
+    (out / f"{TEMP_PREFIX}def").write_bytes(b"half")
     assert len(sweep.open_dataset(out).points()) == 5
     run(study_file, out)
     assert files_of(out) == files_of(reference)
+
+
+def test_a_run_that_died_before_its_study_was_written_is_no_foreign_folder(study_file: Path, tmp_path: Path, reference: Path) -> None:
+    out = tmp_path / "x"
+    out.mkdir()
+    (out / f"{TEMP_PREFIX}abc").write_bytes(b"half of study.json")
+    run(study_file, out)
+    assert files_of(out) == files_of(reference)
+    assert not list(out.glob(f"**/{TEMP_PREFIX}*"))
+    (out / "study.toml").unlink()  # it comes after study.json
+    run(study_file, out)
+    assert (out / "study.toml").read_text() == study_file.read_text()
 
 
 def test_a_crash_between_seal_and_clean_up_counts_every_row_once(study_file: Path, tmp_path: Path, reference: Path) -> None:
@@ -284,16 +301,35 @@ def test_rows_of_another_model_stop_the_run(study_file: Path, tmp_path: Path) ->
         run(study_file, out)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_drains_and_the_next_run_finishes(study_file: Path, tmp_path: Path, number: int, status: int) -> None:
+SESSION = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+os.setsid()
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "sweep", "run", *sys.argv[2:]])
+"""
+
+
+def in_a_session(study: Path, out: Path, hangups: str = "SIG_DFL") -> list[str]:
+    """A run that leads a session, with standard input as its terminal if it is one."""
+    return [sys.executable, "-c", SESSION, hangups, str(study), "--out", str(out), "--executor", "local", "--workers", "1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "send"), [(signal.SIGINT, 130, os.killpg), (signal.SIGHUP, 129, os.killpg), (signal.SIGTERM, 143, os.kill)]
+)
+def test_a_signal_drains_and_the_next_run_finishes(study_file: Path, tmp_path: Path, number: int, status: int, send: Any) -> None:
+    """Those of a terminal reach the workers as well, which leave them to the driver."""
     study_file.write_text(study_file.read_text().replace("replicates = 2", "replicates = 200"))
     out = tmp_path / "x"
-    command = [sys.executable, "-m", "sweep", "run", str(study_file), "--out", str(out), "--executor", "local", "--workers", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(in_a_session(study_file, out), **pipes, text=True) as process:
         deadline = time.monotonic() + 120
         while not list((out / "commits").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        if process.poll() is None:
+            send(process.pid, number)
         stdout, stderr = process.communicate(timeout=120)
     if process.returncode == 0:
         pytest.skip("the run was done before the signal reached it")
@@ -305,6 +341,31 @@ def test_a_signal_drains_and_the_next_run_finishes(study_file: Path, tmp_path: P
     done = run(study_file, out, executor="local", workers=1)
     assert done.done_before == committed
     assert done.left == 0
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_away_drains_unless_hangups_are_ignored(study_file: Path, tmp_path: Path, ignored: bool) -> None:
+    """A real one, with the progress bar on it; nohup is heeded."""
+    study_file.write_text(study_file.read_text().replace("replicates = 2", "replicates = 100"))
+    out = tmp_path / "x"
+    command = in_a_session(study_file, out, "SIG_IGN" if ignored else "SIG_DFL")
+    mine, theirs = pty.openpty()
+    output: Any = subprocess.DEVNULL if ignored else theirs  # nohup sends it to a file
+    with subprocess.Popen(command, stdin=theirs, stdout=output, stderr=output) as process:
+        os.close(theirs)
+        deadline = time.monotonic() + 120
+        while not list((out / "commits").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+            if select.select([mine], [], [], 0.02)[0]:
+                with suppress(OSError):  # where the run has just ended
+                    os.read(mine, 4096)
+        os.close(mine)
+        status = process.wait(timeout=120)
+    if status == 0 and not ignored:
+        pytest.skip("the run was done before the terminal went away")
+    assert status == (0 if ignored else 129)
+    assert (out / "sealed.json").exists() == ignored
+    assert run(study_file, out).exit_status == 0
+    assert len(sweep.open_dataset(out).points()) == 1200
 
 
 def test_schema_is_written_as_declared(reference: Path) -> None:

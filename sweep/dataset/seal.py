@@ -43,7 +43,9 @@ def seal(store: Store, plan_digest: str, study_digest: str) -> Seal:
 
 
 def main() -> None:
-    seal_here(Store(sys.argv[1]), sys.argv[2], sys.argv[3])
+    store = Store(sys.argv[1])
+    with store.writing():  # also when the driver has died meanwhile: the next one must not tidy under our hands
+        seal_here(store, sys.argv[2], sys.argv[3])
 
 
 def seal_here(store: Store, plan_digest: str, study_digest: str) -> Seal:

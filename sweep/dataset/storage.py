@@ -123,8 +123,9 @@ class LocalStorage:
 
     def remove_leftovers(self) -> None:
         """Temporary files of runs that died; only while no other run writes here."""
-        for path in self.root.glob(f"*/{TEMP_PREFIX}*"):
-            path.unlink(missing_ok=True)
+        for pattern in (f"{TEMP_PREFIX}*", f"*/{TEMP_PREFIX}*"):
+            for path in self.root.glob(pattern):
+                path.unlink(missing_ok=True)
 
 
 def open_storage(place: str | Path) -> Storage:

@@ -67,8 +67,8 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """For the time of a run. One that begins while no other run of this machine writes here removes what dead ones left; others
-        wait for that. Raises EnvironmentProblemError."""
+        """For the time of a run. One that begins while no other run of this machine writes here removes what dead ones left, others
+        wait for that; one that ends while no other writes removes what its own dead workers left. Raises EnvironmentProblemError."""
         if not isinstance(self.storage, LocalStorage):
             yield
             return
@@ -81,6 +81,9 @@ class Store:
             except OSError as error:
                 raise EnvironmentProblemError(f"{self.name}: cannot be used: {error.strerror}; choose another with --out") from None
             yield
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.storage.remove_leftovers()
 
     def _tidy_alone(self, file: IO[str], storage: LocalStorage) -> None:
         try:

@@ -1,7 +1,7 @@
 """The contract of executors, and the loop that drives any of them: bounded window, memory, deadlines, retries, halving.
 
-A chunk that fails as a whole (its worker was killed, or hangs) is tried again alone, then halved until one point is left, which
-then becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
+A chunk that fails as a whole (its worker was killed, hangs, or ran out of memory) is tried again alone, then halved until one point
+is left, which then becomes a row of `errors`: the sweep goes on. A point that merely raises has become such a row inside the worker.
 """
 
 import time
@@ -17,12 +17,16 @@ from sweep.worker import Chunk, ChunkResult
 MAX_ATTEMPTS = 2
 POLL_SECONDS = 0.5
 SLOWER = 20.0  # a chunk may take so many times what was predicted, at the pace of those that are done
-MOST_PACE = 10.0
+PACES = 0.1, 10.0  # of a machine, as far as deadlines believe it
 DEADLINE_SECONDS = 120.0  # and this on top
 
 
 class ChunkHangsError(RuntimeError):
     """A chunk ran over its deadline."""
+
+
+class WorkerDiedError(RuntimeError):
+    """The process that ran a chunk is gone; the text says how."""
 
 
 class Pool(Protocol):
@@ -50,6 +54,32 @@ class Limits:
 
 
 @dataclass
+class Forecast:
+    """What predicted seconds are worth on this machine: calibrated on the chunks that are done, from the first one on."""
+
+    predicted: float = 0.0  # seconds of one core for all chunks of the run
+    done: float = 0.0  # of these, what is behind us
+    measured: float = 0.0  # of these, what workers answered with their time
+    taken: float = 0.0  # that time
+
+    def learn(self, chunk: Chunk, result: ChunkResult) -> None:
+        """From what workers took themselves: a chunk may have waited for its worker to start."""
+        self.done += chunk.seconds
+        if result.seconds > 0:
+            self.measured += chunk.seconds
+            self.taken += result.seconds
+
+    @property
+    def pace(self) -> float:
+        """Seconds for each that was predicted; 1 until something is known."""
+        return self.taken / self.measured if self.measured else 1.0
+
+    def left(self, slots: int) -> float:
+        """Seconds until so many workers are through with the rest."""
+        return max(0.0, self.predicted - self.done) * self.pace / slots
+
+
+@dataclass
 class _Flight:
     chunk: Chunk
     since: float
@@ -62,10 +92,10 @@ class _Driver:
     pool: Pool
     chunks: Iterator[Chunk]
     limits: Limits
+    forecast: Forecast
     suspects: deque[Chunk] = field(default_factory=deque)
     running: dict[Any, _Flight] = field(default_factory=dict)
     next_chunk: Chunk | None = None
-    pace: float = 1.0  # seconds for each that was predicted
 
     def window(self) -> int:
         """How many chunks may be in flight: one while there are suspects, and nothing new beside them."""
@@ -103,18 +133,12 @@ class _Driver:
     def overdue(self) -> list[Any]:
         """Handles of chunks that ran over their deadline; each may have waited for one other on its worker."""
         longest = max((flight.chunk.seconds for flight in self.running.values()), default=0.0)
-        now, found = self.limits.clock(), []
+        now, found, pace = self.limits.clock(), [], min(max(self.forecast.pace, PACES[0]), PACES[1])
         for handle, flight in self.running.items():
-            allowed = self.limits.deadline + SLOWER * max(self.pace, 0.1) * (flight.chunk.seconds + longest)
+            allowed = self.limits.deadline + SLOWER * pace * (flight.chunk.seconds + longest)
             if now - flight.since > allowed * flight.chunk.attempt:
                 found.append(handle)
         return found
-
-    def learn_pace(self, flight: _Flight, result: ChunkResult) -> None:
-        """From what the points took themselves: a chunk may have waited for its worker to start."""
-        if flight.chunk.seconds > 0 and len(result.wall_ns):
-            pace = float(result.wall_ns.sum()) / 1e9 / flight.chunk.seconds
-            self.pace = 0.8 * self.pace + 0.2 * min(pace, MOST_PACE)
 
     def again(self, chunk: Chunk, alone: bool) -> bool:
         """Put a chunk that failed back, whole or in halves. False: it was one point, alone, for the last time."""
@@ -142,12 +166,13 @@ def drive(
     stopping: Callable[[], bool],
     lost: Callable[[Chunk, Exception], ChunkResult],
     limits: Limits | None = None,
+    forecast: Forecast | None = None,
 ) -> Iterator[ChunkResult]:
     """Keep a window of chunks at work until all are done, or until `stopping()` says so (then what runs is finished).
 
     When a worker dies, all chunks in flight may fail with it: each is a suspect, and suspects run alone, so that only
-    the guilty one is counted, halved, and in the end told apart: `lost` makes its row of `errors`."""
-    driver = _Driver(pool, chunks, limits or Limits())
+    the guilty one is counted, halved, and in the end told apart: `lost` makes its row of `errors`. `forecast` learns on the way."""
+    driver = _Driver(pool, chunks, limits or Limits(), forecast or Forecast())
     while True:
         if not stopping():
             driver.fill()
@@ -155,8 +180,8 @@ def drive(
             return
         alone = len(driver.running) == 1
         outcomes = pool.wait(list(driver.running), POLL_SECONDS)
-        if not outcomes:
-            outcomes = [(handle, _hang(pool, handle)) for handle in driver.overdue()]
+        answered = {handle for handle, _ in outcomes}
+        outcomes += [(handle, _hang(pool, handle)) for handle in driver.overdue() if handle not in answered]
         for handle, outcome in outcomes:
             flight = driver.running.pop(handle, None)
             if flight is None:
@@ -164,10 +189,13 @@ def drive(
             if isinstance(outcome, FaultsweepError):  # disk full, rows that differ: nothing that another try mends
                 raise outcome
             if isinstance(outcome, ChunkResult):
-                driver.learn_pace(flight, outcome)
-                yield outcome
-            elif not driver.again(flight.chunk, alone):
-                yield lost(flight.chunk, outcome)
+                result = outcome
+            elif driver.again(flight.chunk, alone):
+                continue
+            else:
+                result = lost(flight.chunk, outcome)
+            driver.forecast.learn(flight.chunk, result)
+            yield result
 
 
 def _hang(pool: Pool, handle: Any) -> ChunkHangsError:

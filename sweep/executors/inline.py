@@ -22,7 +22,10 @@ class InlinePool:
 
     def wait(self, handles: Sequence[int], seconds: float) -> list[tuple[int, ChunkResult | Exception]]:  # noqa: ARG002
         first = min(handles)
-        return [(first, run_chunk(self._chunks.pop(first), self._job, "inline"))]
+        try:
+            return [(first, run_chunk(self._chunks.pop(first), self._job, "inline"))]
+        except Exception as error:  # the driver's to judge, as that of any other worker
+            return [(first, error)]
 
     def abandon(self, handle: int) -> None:
         """Nothing runs beside this process."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep.errors import EnvironmentProblemError
+from sweep.executors.base import WorkerDiedError
 from sweep.executors.cluster import CURE, OpenProbe, check_reachable, check_token_is_there
 from sweep.worker import Chunk, ChunkResult, Job, run_chunk
 
@@ -134,8 +135,10 @@ class RayPool:
         except self._ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None)
             return cause if isinstance(cause, Exception) else RuntimeError(_first_line(error))
+        except self._ray.exceptions.OutOfMemoryError as error:
+            return MemoryError(_first_line(error))
         except self._ray.exceptions.RayError as error:
-            return RuntimeError(_first_line(error))
+            return WorkerDiedError(_first_line(error))
 
     def abandon(self, handle: Any) -> None:
         self._ray.cancel(handle, force=True)

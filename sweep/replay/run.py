@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from kernels.policy import UnknownKernelError, parse_kernel
-from sweep.dataset.files import parquet_bytes, publish
+from sweep.dataset.files import SEALED_LEVEL, parquet_bytes, publish
 from sweep.dataset.read import open_dataset
 from sweep.dataset.storage import SCHEMES, sync_folder
 from sweep.dataset.store import Store
@@ -100,7 +100,8 @@ def replay(options: ReplayOptions) -> Replayed:
         publish(folder / "trace.json", json.dumps(as_json(imported), indent=1).encode())
         publish(folder / TABLES_NAME, _tables_json(for_report(imported)))
         for name, frame in (("regions.parquet", by_region(imported.folded)), ("time.parquet", in_time(imported.folded))):
-            publish(folder / name, parquet_bytes(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()))
+            rows = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata()
+            publish(folder / name, parquet_bytes(rows, SEALED_LEVEL))
         publish(folder / "study.toml", _study_text(options, imported).encode())
     if options.import_only:
         return Replayed(imported, out, tables, pd.DataFrame(), None)
