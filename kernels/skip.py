@@ -387,10 +387,10 @@ def find_chances(env: Env, skip: Skip, kind: int, count: int) -> None:
 
 @shared
 def fill_queue(env: Env, skip: Skip, kind: int, key: int, n: int, shift: int) -> None:
-    """The next first accesses of a kind: MOST attempts at most."""
+    """The next first accesses of a kind, MOST at most; there may be none, seldom."""
     s = env.stream
     zipf = s[Stream.ORDER] == Order.ZIPF
-    count = min(MOST, skip.left[0])
+    count = min(MOST, skip.left[0], n // 8 + 8)  # few units: a snapshot does not serve for long
     if zipf:
         if skip.queue[kind, Queue.LEFT] < least_left(skip.queue[kind, Queue.SNAPSHOT]):
             take_snapshot(skip, kind, bins_of(env))
