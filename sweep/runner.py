@@ -280,7 +280,7 @@ def _execute(store: Store, job: Job, chunks: list[Chunk], options: RunOptions, s
         summary.seconds = time.monotonic() - start
         timings.flush()
         record |= {"seconds": round(summary.seconds, 3), "done": summary.done, "failed": summary.failed}
-        record |= {"predicted_s": round(forecast.done, 6), "pace": round(forecast.pace, 3)}
+        record |= {"predicted_s": round(forecast.done, 9), "pace": round(forecast.pace, 3)}
         store.write_json(f"provenance/{timings.run}.json", record)
 
 

@@ -4,18 +4,19 @@ import os
 import resource
 import signal
 import struct
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from kernels import Run
+from kernels.simulate import Prepared
 from sweep import point
 from sweep.executors.local import serve
 from sweep.worker import ChunkResult
 
 ROOM = 1 << 30  # bytes for a worker beside what it has when it begins
 GREEDY = 16 << 40  # memory of a guest whose state needs more
-real = point.simulate_point
+real = point.Runner.prepare
 
 
 def address_space() -> int:
@@ -30,15 +31,15 @@ def serve_in_little_memory(connection: Connection) -> None:
     serve(connection)
 
 
-def killed_if_greedy(planned: Any, context: Any) -> Run:
-    if planned.point.memory >= GREEDY:
+def killed_if_greedy(runner: point.Runner, values: Mapping[str, Any]) -> Prepared:
+    if values["memory"] >= GREEDY:
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(planned, context)
+    return real(runner, values)
 
 
 def serve_under_the_oom_killer(connection: Connection) -> None:
     """As the kernel would: the worker is gone."""
-    point.simulate_point = killed_if_greedy  # type: ignore[assignment]
+    point.Runner.prepare = killed_if_greedy  # type: ignore[method-assign]
     serve(connection)
 
 

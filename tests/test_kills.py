@@ -18,6 +18,8 @@ from sweep.dataset import seal
 from sweep.dataset.storage import TEMP_PREFIX
 from sweep.dataset.store import Store
 from sweep.errors import EnvironmentProblemError
+from sweep.plan import Points
+from sweep.point import Ran, Runner
 from sweep.runner import RunOptions
 from sweep.verify import verify
 from tests import greedy
@@ -154,13 +156,15 @@ def test_memory_that_comes_back_costs_no_row(study: str, tmp_path: Path, monkeyp
     """In this process, too: the chunk alone, once more, in halves."""
     tried = Tally[str]()
 
-    def greedy_for_a_while(planned: Any, context: Any) -> Any:
-        tried[planned.point_id] += 1
-        if planned.point.vcpus == 3 and planned.replicate and tried[planned.point_id] <= failures:
-            raise MemoryError
-        return greedy.real(planned, context)
+    def greedy_for_a_while(runner: Runner, points: Points) -> Ran:
+        for planned in (points[number] for number in range(len(points))):
+            tried[planned.point_id] += 1
+            if planned.point.vcpus == 3 and planned.replicate and tried[planned.point_id] <= failures:
+                raise MemoryError
+        return real(runner, points)
 
-    monkeypatch.setattr("sweep.point.simulate_point", greedy_for_a_while)
+    real = Runner.run
+    monkeypatch.setattr(Runner, "run", greedy_for_a_while)
     summary = run(study, tmp_path / "x", "inline")
     failed = 2 if failures > 2 else 0
     assert (summary.done, summary.failed, summary.exit_status) == (16 - failed, failed, int(failed > 0))
