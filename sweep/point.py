@@ -1,12 +1,15 @@
 """One point: the only place that calls the kernels."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from kernels.cost import DEFAULT_COSTS, Cost
 from kernels.simulate import Run, StepResult, latency_of, simulate
-from kernels.steps import Khugepaged, Ksm, Touch
+from kernels.steps import Khugepaged, Ksm, Step, Touch
 from sweep.configs import CostFile, Workload
+from sweep.parameters import Point
 from sweep.plan import PlannedPoint
 from sweep.steps import build_step
 from sweep.study import Study
@@ -42,8 +45,16 @@ class PointRows:
 def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0) -> Run:
     """Run one point. Raises what `kernels.simulate()` raises, and StudyError for a touch list that cannot be read."""
     point, workload = planned.point, context.workloads[planned.point.workload]
+    steps = [build_step(spec, workload.folder) for spec in workload.specs]
+    return simulate_steps(point, steps, context.costs[point.costs].values, planned.seed, planned.replicate, trace_rows)
+
+
+def simulate_steps(
+    point: Point, steps: Sequence[Step], costs: Mapping[Cost, int] = DEFAULT_COSTS, seed: int = 0, replicate: int = 0, trace_rows: int = 0
+) -> Run:
+    """Run a point's parameters with these steps, whatever workload it names. Raises what `kernels.simulate()` raises."""
     return simulate(
-        steps=[build_step(spec, workload.folder) for spec in workload.specs],
+        steps=steps,
         kernel=point.kernel,
         policy=point.policy,
         mmu=point.mmu,
@@ -64,9 +75,9 @@ def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0)
         prealloc_threads=point.prealloc_threads,
         cores=point.cores,
         smt=point.smt,
-        costs=context.costs[point.costs].values,
-        seed=planned.seed,
-        replicate=planned.replicate,
+        costs=costs,
+        seed=seed,
+        replicate=replicate,
         trace_rows=trace_rows,
     )
 

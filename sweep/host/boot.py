@@ -1,0 +1,152 @@
+"""A real kernel booted by QEMU in pure emulation: AMD's nested virtualisation is emulated, so that KVM's own MMU runs anywhere."""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweep.errors import EnvironmentProblemError
+from sweep.host import packages
+from sweep.host.case import Case
+from sweep.host.initramfs import cpio, entries_of, find_modules
+from sweep.host.litmus import MAX_OUTPUT_BYTES, Output, build, cache_root, encode, parse
+from sweep.host.settings import HUGETLB_PAGES, NR_HUGEPAGES, THP, settings_of
+
+BOOT_VERSIONS = ("6.1", "6.12", "6.18", "7.3")
+GUEST_MEMORY = "1536M"
+START_SECONDS = 60  # firmware, kernel and the last case, on top of the time for cases
+KILL_SECONDS = 5
+QEMU = "qemu-system-x86_64"
+MMU_PARAMETERS: Mapping[str, Mapping[str, str]] = {
+    "tdp": {"kvm": "tdp_mmu=Y", "kvm_amd": "npt=1"},
+    "legacy": {"kvm": "tdp_mmu=N", "kvm_amd": "npt=1"},
+    "shadow": {"kvm": "tdp_mmu=N", "kvm_amd": "npt=0"},
+}
+ASLEEP_MS = "4000000000"
+AT_BOOT = {
+    f"{THP}/defrag": "madvise",
+    f"{THP}/khugepaged/scan_sleep_millisecs": ASLEEP_MS,
+    f"{THP}/khugepaged/alloc_sleep_millisecs": ASLEEP_MS,
+    NR_HUGEPAGES: str(HUGETLB_PAGES),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An image to boot, and its modules (None: KVM is built in)."""
+
+    image: Path
+    modules: Path | None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """QEMU's command and environment, and a static busybox."""
+
+    qemu: tuple[str, ...]
+    environment: Mapping[str, str]
+    busybox: Path
+
+
+def kernel_in(folder: Path) -> Kernel:
+    """Image and modules of an unpacked package. Raises EnvironmentProblemError."""
+    images = sorted([*folder.glob("boot/vmlinuz-*"), *folder.glob("usr/lib/modules/*/vmlinuz"), *folder.glob("lib/modules/*/vmlinuz")])
+    modules = sorted([*folder.glob("lib/modules/*/kernel"), *folder.glob("usr/lib/modules/*/kernel")])
+    if not images or not modules:
+        raise EnvironmentProblemError(f"{folder} holds no kernel image with modules; remove the folder to fetch it again")
+    return Kernel(images[0], modules[0])
+
+
+def kernel_for(version: str, cache: Path | None = None) -> Kernel:
+    """The kernel of a version out of Debian's packages. Raises EnvironmentProblemError."""
+    return kernel_in(packages.fetch_kernel(version, cache or cache_root()))
+
+
+def _is_static(path: Path) -> bool:
+    """An ELF program without an interpreter."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return head.startswith(b"\x7fELF") and b"/ld-linux" not in head
+
+
+def _installed_busybox() -> Path | None:
+    found = [path for name in ("busybox", "busybox-static") if (path := shutil.which(name))]
+    return next((Path(path) for path in found if _is_static(Path(path))), None)
+
+
+def find_tools(cache: Path | None = None) -> Tools:
+    """Installed ones, or those of Debian's packages, unpacked. Raises EnvironmentProblemError."""
+    if platform.machine() != "x86_64":
+        raise EnvironmentProblemError(f"booted kernels need an x86_64 machine, not {platform.machine()}: the litmus program is built here")
+    qemu, busybox = shutil.which(QEMU), _installed_busybox()
+    if qemu and busybox:
+        return Tools((qemu,), {}, busybox)
+    folder = packages.fetch_tools(cache or cache_root())
+    libraries = sorted({str(path.parent) for path in folder.rglob("*.so*")})
+    unpacked = (str(folder / "usr/bin" / QEMU), "-L", str(folder / "usr/share/qemu"), "-L", str(folder / "usr/share/seabios"))
+    boxes = [*folder.glob("bin/busybox"), *folder.glob("usr/bin/busybox")]
+    if busybox is None and not boxes:
+        raise EnvironmentProblemError("no static busybox; install it: apt-get install busybox-static")
+    return Tools((qemu,) if qemu else unpacked, {} if qemu else {"LD_LIBRARY_PATH": ":".join(libraries)}, busybox or boxes[0])
+
+
+def case_lines(cases: Sequence[Case]) -> str:
+    """The program's input: each case, and before it the settings that it needs and that the one before did not."""
+    rows: list[str] = []
+    current: dict[str, str] = {}
+    for number, case in enumerate(cases):
+        wanted = settings_of(case)
+        rows += [f"set {path} {value}" for path, value in wanted.items() if current.get(path) != value]
+        current |= wanted
+        rows.append(encode(number, case))
+    return "\n".join(rows) + "\n"
+
+
+def command_of(tools: Tools, kernel: Kernel, initramfs: Path, mmu: str, seconds: int) -> list[str]:
+    """`timeout` ends QEMU even if this process is killed; no network, no display, no monitor."""
+    words = [f"{module}.{word}" for module, words in MMU_PARAMETERS[mmu].items() for word in words.split()]
+    append = " ".join(["console=ttyS0", "quiet", "loglevel=1", "panic=-1", "mitigations=off", "kvm.nx_huge_pages=off", *words])
+    return [
+        "timeout", f"--kill-after={KILL_SECONDS}", str(seconds), *tools.qemu,
+        "-accel", "tcg,thread=single",  # several threads of it crash kernels that patch their code
+        "-cpu", "max,+svm,+npt", "-smp", "1", "-m", GUEST_MEMORY,
+        "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-monitor", "none", "-nic", "none", "-no-reboot",
+        "-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", append,
+    ]  # fmt: skip
+
+
+def run_booted(kernel: Kernel, cases: Sequence[Case], mmu: str, seconds: int, tools: Tools | None = None) -> Output:
+    """Boot the kernel, run the cases, return what was printed. `seconds` bounds the cases; the boot has START_SECONDS more.
+
+    Raises EnvironmentProblemError where QEMU, busybox or a compiler is missing, or nothing at all came back."""
+    tools = tools or find_tools()
+    modules = find_modules(kernel.modules) if kernel.modules else {}
+    parameters = {**MMU_PARAMETERS[mmu], "kvm": f"{MMU_PARAMETERS[mmu]['kvm']} nx_huge_pages=off"}
+    entries = entries_of(tools.busybox.read_bytes(), build().read_bytes(), case_lines(cases), modules, parameters, AT_BOOT, seconds)
+    with tempfile.TemporaryDirectory() as scratch:
+        initramfs, console = Path(scratch) / "initramfs", Path(scratch) / "console"
+        initramfs.write_bytes(cpio(entries))
+        with console.open("wb") as out:
+            process = subprocess.Popen(
+                command_of(tools, kernel, initramfs, mmu, seconds + START_SECONDS),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **tools.environment},
+            )
+            try:
+                process.wait(seconds + START_SECONDS + 2 * KILL_SECONDS)
+            finally:
+                process.terminate()
+                process.wait()
+        with console.open("rb") as file:
+            text = file.read(MAX_OUTPUT_BYTES).decode("utf-8", "replace")
+    output = parse(text)
+    if not output.kernel:
+        last = " / ".join(text.strip().splitlines()[-3:])[-300:]
+        raise EnvironmentProblemError(f"{kernel.image.name}: the booted kernel printed nothing of ours; its last lines: {last or 'none'}")
+    return output
