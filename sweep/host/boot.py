@@ -17,7 +17,7 @@ from sweep.host.litmus import MAX_OUTPUT_BYTES, Output, build, cache_root, encod
 from sweep.host.settings import HUGETLB_PAGES, NR_HUGEPAGES, THP, settings_of
 
 BOOT_VERSIONS = ("6.1", "6.12", "6.18", "7.3")
-GUEST_MEMORY = "1536M"
+GUEST_MIB, LEAST_GUEST_MIB = 1536, 512
 START_SECONDS = 60  # firmware, kernel and the last case, on top of the time for cases
 KILL_SECONDS = 5
 QEMU = "qemu-system-x86_64"
@@ -33,6 +33,9 @@ AT_BOOT = {
     f"{THP}/khugepaged/alloc_sleep_millisecs": ASLEEP_MS,
     NR_HUGEPAGES: str(HUGETLB_PAGES),
 }
+
+
+USUAL = {f"{THP}/enabled": "madvise", f"{THP}/use_zero_page": "1", f"{THP}/shmem_enabled": "never"}
 
 
 @dataclass(frozen=True)
@@ -99,27 +102,29 @@ def case_lines(cases: Sequence[Case]) -> str:
     rows: list[str] = []
     current: dict[str, str] = {}
     for number, case in enumerate(cases):
-        wanted = settings_of(case)
+        wanted = USUAL | settings_of(case)
         rows += [f"set {path} {value}" for path, value in wanted.items() if current.get(path) != value]
         current |= wanted
         rows.append(encode(number, case))
     return "\n".join(rows) + "\n"
 
 
-def command_of(tools: Tools, kernel: Kernel, initramfs: Path, mmu: str, seconds: int) -> list[str]:
+def command_of(tools: Tools, kernel: Kernel, initramfs: Path, mmu: str, seconds: int, guest_mib: int) -> list[str]:
     """`timeout` ends QEMU even if this process is killed; no network, no display, no monitor."""
     words = [f"{module}.{word}" for module, words in MMU_PARAMETERS[mmu].items() for word in words.split()]
     append = " ".join(["console=ttyS0", "quiet", "loglevel=1", "panic=-1", "mitigations=off", "kvm.nx_huge_pages=off", *words])
     return [
         "timeout", f"--kill-after={KILL_SECONDS}", str(seconds), *tools.qemu,
         "-accel", "tcg,thread=single",  # several threads of it crash kernels that patch their code
-        "-cpu", "max,+svm,+npt", "-smp", "1", "-m", GUEST_MEMORY,
+        "-cpu", "max,+svm,+npt", "-smp", "1", "-m", f"{guest_mib}M",
         "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-monitor", "none", "-nic", "none", "-no-reboot",
         "-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", append,
     ]  # fmt: skip
 
 
-def run_booted(kernel: Kernel, cases: Sequence[Case], mmu: str, seconds: int, tools: Tools | None = None) -> Output:
+def run_booted(
+    kernel: Kernel, cases: Sequence[Case], mmu: str, seconds: int, guest_mib: int = GUEST_MIB, tools: Tools | None = None
+) -> Output:
     """Boot the kernel, run the cases, return what was printed. `seconds` bounds the cases; the boot has START_SECONDS more.
 
     Raises EnvironmentProblemError where QEMU, busybox or a compiler is missing, or nothing at all came back."""
@@ -132,7 +137,7 @@ def run_booted(kernel: Kernel, cases: Sequence[Case], mmu: str, seconds: int, to
         initramfs.write_bytes(cpio(entries))
         with console.open("wb") as out:
             process = subprocess.Popen(
-                command_of(tools, kernel, initramfs, mmu, seconds + START_SECONDS),
+                command_of(tools, kernel, initramfs, mmu, seconds + START_SECONDS, guest_mib),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -92,7 +92,9 @@ def faults_of(case: Case) -> list[str]:
     """Why the case cannot be, if it cannot: the model's rules of which step may follow which."""
     p = case.point
     traits = traits_of_point(p)
-    checks = StepChecks(behaviours(p.kernel, p.policy), Mmu[p.mmu.upper()], p.kernel, traits, geometry_of(p.memory, p.offset, traits.gigantic))
+    checks = StepChecks(
+        behaviours(p.kernel, p.policy), Mmu[p.mmu.upper()], p.kernel, traits, geometry_of(p.memory, p.offset, traits.gigantic)
+    )
     return [f"step {n}: {text}" for n, step in enumerate(case.steps) if (text := checks.fault(_model_step(step)))]
 
 

@@ -90,7 +90,13 @@ def _collect(names: Iterable[str], files: Mapping[str, Path], loaded: dict[str, 
 
 
 def entries_of(
-    busybox: bytes, litmus: bytes, cases: str, modules: Mapping[str, bytes], parameters: Mapping[str, str], settings: Mapping[str, str], seconds: int
+    busybox: bytes,
+    litmus: bytes,
+    cases: str,
+    modules: Mapping[str, bytes],
+    parameters: Mapping[str, str],
+    settings: Mapping[str, str],
+    seconds: int,
 ) -> Iterator[Entry]:
     """Everything the kernel needs. `parameters`: module -> its words; `settings`: file under /sys or /proc -> value."""
     insmod = [f"/bin/busybox insmod /modules/{name}.ko {parameters.get(name, '')}".strip() for name in modules]

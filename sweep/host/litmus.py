@@ -92,7 +92,7 @@ def _touch(step: TouchStep, case: Case) -> str:
     return "touch " + " ".join(f"{v} {_runs(part, KINDS[step.access])}" for v, part in enumerate(parts) if part)
 
 
-def _list(step: AccessList, case: Case) -> str:
+def _list(step: AccessList, _case: Case) -> str:
     by_vcpu: dict[int, list[str]] = {}
     for access in step.accesses:
         by_vcpu.setdefault(access.vcpu, []).append(f"{'w' if access.write else 'r'}{access.page}")

@@ -79,9 +79,13 @@ def configured_mirrors(etc: Path = Path("/etc/apt")) -> list[Mirror]:
 
 def kernel_sources(mirrors: Sequence[Mirror]) -> str:
     """The lines of a sources.list for the suites that have the kernels. Raises EnvironmentProblemError."""
-    main = next((m for m in mirrors if any(suite.split("-")[0] in CODENAMES and not suite.endswith("-security") for suite in m.suites)), None)
+    main = next(
+        (m for m in mirrors if any(suite.split("-")[0] in CODENAMES and not suite.endswith("-security") for suite in m.suites)), None
+    )
     if main is None:
-        raise EnvironmentProblemError("apt's sources name no Debian mirror to fetch a kernel from; give one with --kernel-image FILE --modules DIR")
+        raise EnvironmentProblemError(
+            "apt's sources name no Debian mirror to fetch a kernel from; give one with --kernel-image FILE --modules DIR"
+        )
     security = next((m for m in mirrors if any(suite.endswith("-security") for suite in m.suites)), None)
     rows = [f"deb [signed-by={main.signed_by}] {main.uri} {suite} main" for suite in SUITES]
     rows += [f"deb [signed-by={security.signed_by}] {security.uri} {suite} main" for suite in SECURITY_SUITES] if security else []
@@ -150,7 +154,9 @@ def choose_kernel(version: str, names: Iterable[str]) -> list[str]:
             by_version.setdefault(found["version"], {})[found["part"]] = name
     complete = {v: parts for v, parts in by_version.items() if "image" in parts or {"binary", "modules"} <= set(parts)}
     if not complete:
-        raise EnvironmentProblemError(f"no linux-image-{version}.*-cloud-amd64 in {', '.join((*SUITES, *SECURITY_SUITES))}; --kernel-image takes your own")
+        raise EnvironmentProblemError(
+            f"no linux-image-{version}.*-cloud-amd64 in {', '.join((*SUITES, *SECURITY_SUITES))}; --kernel-image takes your own"
+        )
     parts = complete[max(complete, key=lambda v: [int(n) for n in re.findall(r"[0-9]+", v)])]
     return [parts["binary"], parts["modules"]] if {"binary", "modules"} <= set(parts) else [parts["image"]]
 
@@ -220,7 +226,13 @@ def fetch_tools(cache: Path, names: Sequence[str] = TOOLS, options: Sequence[str
     (cache).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         (Path(scratch) / "partial").mkdir()
-        own = [f"-oDir::Cache::archives={scratch}", "-oDir::Cache::pkgcache=", "-oDir::Cache::srcpkgcache=", "-oDebug::NoLocking=1", *options]
+        own = [
+            f"-oDir::Cache::archives={scratch}",
+            "-oDir::Cache::pkgcache=",
+            "-oDir::Cache::srcpkgcache=",
+            "-oDebug::NoLocking=1",
+            *options,
+        ]
         command = ["apt-get", *own, "install", "-q", "-y", "--no-install-recommends", "--download-only", *names]
         _run(command, f"fetching {' '.join(names)}")
         archives = sorted(Path(scratch).glob("*.deb"))[:MAX_PACKAGES]

@@ -1,17 +1,16 @@
 """The built-in cases: kinds of memory times what guest and VMM do with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from kernels.policy import Behaviour, behaviours
 from sweep.host.case import Case, faults_of, shuffled
 from sweep.parameters import Point
 from sweep.steps import STEP
 
-MEMORY = "8MiB"
+MEMORY, HOST_MEMORY = "8MiB", "4MiB"
 PAGES = (8 << 20) // 4096
 
 
@@ -75,13 +74,32 @@ SEQUENCES: Mapping[str, Sequence[Any]] = {
 """Name -> steps. What a kernel or a kind of memory cannot do is left out where it cannot."""
 
 
+HOST_R_FIRST, HOST_W_FIRST = _step("host_touch", access="read", every="2MiB"), _step("host_touch", access="write", every="2MiB")
+HOST_SEQUENCES: Mapping[str, Sequence[Any]] = {
+    "host_write": (HOST_W,),
+    "host_read": (HOST_R,),
+    "host_read_then_write": (HOST_R, HOST_W),
+    "host_first": (HOST_R_FIRST, HOST_W_FIRST, HOST_R, HOST_W),
+    "host_populated": (POPULATE_W, HOST_R, HOST_W),
+    "host_populated_by_reads": (POPULATE_R, HOST_W),
+    "host_dontneed": (HOST_W, DONTNEED, HOST_R, HOST_W),
+    "host_dontneed_one": (HOST_W, DONTNEED_ONE, HOST_R, HOST_W),
+    "host_dontneed_half": (HOST_R, HOST_W, DONTNEED_HALF, HOST_R, HOST_W),
+    "host_fork": (HOST_W, FORK, HOST_W_FIRST, HOST_W, CHILD_EXIT, HOST_W),
+    "host_fork_ended": (HOST_W, FORK, CHILD_EXIT, HOST_R, HOST_W),
+    "host_fork_of_reads": (HOST_R, FORK, HOST_W, CHILD_EXIT),
+    "host_collapse": (HOST_W, DONTNEED_ONE, COLLAPSE, HOST_W),
+    "host_collapse_sparse": (HOST_R, HOST_W_FIRST, COLLAPSE, HOST_W),
+}
+"""Name -> steps without a guest."""
+
+
 @dataclass(frozen=True)
 class Memory:
-    """A kind of memory: parameters of the point, and which sequences it runs ('' for all)."""
+    """A kind of memory: parameters of the point, and which sequences it runs (none named: all)."""
 
     parameters: Mapping[str, Any]
     sequences: Sequence[str] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 BRIEF = ("write", "read_then_write", "pairs", "first_then_middle", "dontneed", "fork", "log_after")
@@ -128,27 +146,32 @@ SHORT = (
 )
 
 
-def _make(kernel: str, mmu: str, kind: str, sequence: str) -> Case | None:
+def _case(kernel: str, mmu: str, name: str, kind: str, steps: Sequence[Any], memory: str = MEMORY) -> Case | None:
     """The case, or None where the model's rules say that it cannot be on that kernel."""
     try:
-        point = Point.model_validate({"kernel": kernel, "mmu": mmu, "memory": MEMORY, **KINDS[kind].parameters})
+        point = Point.model_validate({"kernel": kernel, "mmu": mmu, "memory": memory, **KINDS[kind].parameters})
     except ValidationError:
         return None
-    case = Case(f"{kind}/{sequence}", point, tuple(SEQUENCES[sequence]))
-    return None if faults_of(case) or _refuses(case) else case
-
-
-def _refuses(case: Case) -> bool:
-    """MADV_DONTNEED of hugetlb needs 5.18; the program asks nothing of a kernel that it must refuse."""
-    hugetlb = "hugetlb" in case.point.backing
-    return hugetlb and any(s.op == "dontneed" for s in case.steps) and not behaviours(case.point.kernel)[Behaviour.HUGETLB_DONTNEED]
+    case = Case(name, point, tuple(steps))
+    return None if faults_of(case) else case
 
 
 def suite(kernel: str, mmu: str = "tdp") -> Iterator[Case]:
     """Every case that this kernel and MMU can run. Raises UnknownKernelError."""
     for kind, memory in KINDS.items():
         for sequence in memory.sequences or SEQUENCES:
-            case = _make(kernel, mmu, kind, sequence)
+            case = _case(kernel, mmu, f"{kind}/{sequence}", kind, SEQUENCES[sequence])
+            if case is not None:
+                yield case
+
+
+def host_suite(kernel: str) -> Iterator[Case]:
+    """Cases without a guest: every access is the VMM's own. Raises UnknownKernelError."""
+    for kind, memory in KINDS.items():
+        if "vcpus" in memory.parameters or "guest_page" in memory.parameters:
+            continue
+        for sequence, steps in HOST_SEQUENCES.items():
+            case = _case(kernel, "tdp", f"{kind}/{sequence}", kind, steps, HOST_MEMORY)
             if case is not None:
                 yield case
 
