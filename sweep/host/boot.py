@@ -12,7 +12,7 @@ from pathlib import Path
 from sweep.errors import EnvironmentProblemError
 from sweep.host import packages
 from sweep.host.case import Case
-from sweep.host.initramfs import cpio, entries_of, find_modules
+from sweep.host.initramfs import cpio, entries_of, find_modules, module_files
 from sweep.host.litmus import MAX_OUTPUT_BYTES, Output, build, cache_root, encode, parse
 from sweep.host.settings import HUGETLB_PAGES, NR_HUGEPAGES, THP, settings_of
 
@@ -66,7 +66,13 @@ def kernel_in(folder: Path) -> Kernel:
 
 def kernel_for(version: str, cache: Path | None = None) -> Kernel:
     """The kernel of a version out of Debian's packages. Raises EnvironmentProblemError."""
-    return kernel_in(packages.fetch_kernel(version, cache or cache_root()))
+    return kernel_in(packages.fetch_kernel(version, cache or cache_root(), _needed))
+
+
+def _needed(folder: Path) -> list[Path]:
+    """Of a kernel's packages: the image, and KVM's modules with what they need."""
+    kernel = kernel_in(folder)
+    return [kernel.image, *(module_files(kernel.modules) if kernel.modules else ())]
 
 
 def _is_static(path: Path) -> bool:

@@ -73,20 +73,29 @@ def _dependencies(module: bytes) -> list[str]:
 
 
 def find_modules(folder: Path, wanted: Sequence[str] = KVM_MODULES) -> dict[str, bytes]:
-    """The modules and what they need, in the order of loading. What is not there is taken to be built in."""
+    """The modules and what they need, unpacked, in the order of loading. What is not there is taken to be built in."""
+    return {name: content for name, _, content in _loading_order(folder, wanted)}
+
+
+def module_files(folder: Path, wanted: Sequence[str] = KVM_MODULES) -> list[Path]:
+    """The files of `find_modules()`."""
+    return [path for _, path, _ in _loading_order(folder, wanted)]
+
+
+def _loading_order(folder: Path, wanted: Sequence[str]) -> list[tuple[str, Path, bytes]]:
     files = {path.name.partition(".ko")[0].replace("-", "_"): path for path in sorted(folder.rglob("*.ko*"))}
-    loaded: dict[str, bytes] = {}
+    loaded: dict[str, tuple[str, Path, bytes]] = {}
     _collect(wanted, files, loaded, ())
-    return loaded
+    return list(loaded.values())
 
 
-def _collect(names: Iterable[str], files: Mapping[str, Path], loaded: dict[str, bytes], above: tuple[str, ...]) -> None:
+def _collect(names: Iterable[str], files: Mapping[str, Path], loaded: dict[str, tuple[str, Path, bytes]], above: tuple[str, ...]) -> None:
     for name in names:
         if name in loaded or name in above or name not in files:
             continue
         content = module_bytes(files[name])
         _collect(_dependencies(content), files, loaded, (*above, name))
-        loaded[name] = content
+        loaded[name] = (name, files[name], content)
 
 
 def entries_of(

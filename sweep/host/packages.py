@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,10 @@ FETCH_SECONDS = 600
 MAX_PACKAGES = 200
 TOOLS = ("qemu-system-x86", "busybox-static")
 NAME = re.compile(r"linux-(?P<part>image|binary|modules)-(?P<version>[0-9]+\.[0-9]+[\w.+~-]*)-cloud-amd64")
+
+
+DIGESTS = "digests.json"
+Keep = Callable[[Path], Iterable[Path]]
 
 
 @dataclass(frozen=True)
@@ -161,15 +165,17 @@ def choose_kernel(version: str, names: Iterable[str]) -> list[str]:
     return [parts["binary"], parts["modules"]] if {"binary", "modules"} <= set(parts) else [parts["image"]]
 
 
-def unpack(archives: Iterable[Path], into: Path) -> None:
-    """dpkg-deb -x of each; `into` appears whole or not at all."""
+def unpack(archives: Iterable[Path], into: Path, keep: Keep | None = None) -> None:
+    """dpkg-deb -x of each; of the files, those that `keep` chooses. `into` appears whole or not at all."""
     into.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into.parent) as scratch:
         folder = Path(scratch) / "x"
         folder.mkdir()
         for archive in archives:
             _run(["dpkg-deb", "-x", archive, folder], f"unpacking {archive.name}")
-        _write_digests(folder)
+        if keep is not None:
+            _keep_only(folder, set(keep(folder)))
+        (folder / DIGESTS).write_text(json.dumps(_digests(folder), indent=0))
         try:
             folder.rename(into)
         except OSError:  # somebody else was faster
@@ -177,27 +183,26 @@ def unpack(archives: Iterable[Path], into: Path) -> None:
                 raise
 
 
+def _keep_only(folder: Path, kept: set[Path]) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is inside a folder comes before the folder
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path not in kept:
+            path.unlink()
+
+
 def _digests(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink() and path.name != "digests.json")
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if _matters(path)}
-
-
-def _matters(path: Path) -> bool:
-    """What is booted or run: the kernel, KVM's modules, programs and libraries."""
-    return path.name.startswith(("vmlinuz", "kvm", "irqbypass")) or ".so" in path.name or path.parent.name == "bin"
-
-
-def _write_digests(folder: Path) -> None:
-    (folder / "digests.json").write_text(json.dumps(_digests(folder), indent=0))
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink() and path.name != DIGESTS)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def intact(folder: Path) -> bool:
     """Whether an unpacked folder is there and still what was unpacked; a damaged one is removed."""
-    record = folder / "digests.json"
     if not folder.is_dir():
         return False
     try:
-        if json.loads(record.read_text()) == _digests(folder):
+        if json.loads((folder / DIGESTS).read_text()) == _digests(folder):
             return True
     except (OSError, ValueError):
         pass
@@ -205,7 +210,7 @@ def intact(folder: Path) -> bool:
     return False
 
 
-def fetch_kernel(version: str, cache: Path) -> Path:
+def fetch_kernel(version: str, cache: Path, keep: Keep) -> Path:
     """The folder of an unpacked kernel of a version; fetched once. Raises EnvironmentProblemError."""
     folder = cache / "kernels" / version
     if intact(folder):
@@ -214,7 +219,7 @@ def fetch_kernel(version: str, cache: Path) -> Path:
     apt.update(kernel_sources(configured_mirrors()))
     names = choose_kernel(version, apt.names("linux-"))
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        unpack(apt.download(names, Path(scratch)), folder)
+        unpack(apt.download(names, Path(scratch)), folder, keep)
     return folder
 
 
@@ -223,7 +228,7 @@ def fetch_tools(cache: Path, names: Sequence[str] = TOOLS, options: Sequence[str
     folder = cache / "tools"
     if intact(folder):
         return folder
-    (cache).mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         (Path(scratch) / "partial").mkdir()
         own = [
