@@ -62,6 +62,16 @@ def test_a_zap_may_flush_three_times_more_and_never_less(more: int, verdict: Ver
     assert changed(named("anonymous/write"), 0, remote_tlb_flush_requests=1).verdict == Verdict.DIFFERS
 
 
+@pytest.mark.parametrize(
+    ("more", "alone", "verdict"), [(1, True, Verdict.DIFFERS), (7, False, Verdict.EQUAL), (-1, False, Verdict.DIFFERS)]
+)
+def test_machine_wide_counters_may_be_more_on_a_host_with_others(more: int, alone: bool, verdict: Verdict) -> None:
+    case = named("thp/write")
+    counts = [dict(step) for step in predict(case)]
+    counts[0]["thp_fault_alloc"] += more
+    assert compare(case, counts, predict(case), alone).verdict == verdict
+
+
 def test_what_a_child_or_the_page_cache_holds_is_free_only_after_it_could() -> None:
     case = named("shmem/dontneed")
     assert changed(case, 0, held_bytes=4096).verdict == Verdict.DIFFERS
@@ -86,7 +96,7 @@ def test_a_case_without_all_its_steps_fails() -> None:
 def test_a_host_without_huge_pages_is_no_difference() -> None:
     case = named("thp/write")
     measured = measured_like(case, predict(case))
-    measured.steps[0] = {**measured.steps[0], "thp_fault_fallback": 1}
+    measured.steps[0] = {**measured.steps[0], "thp_fault_fallback": 1, "thp_fault_alloc": 3}
     found = judge(case, measured, predict)
     assert (found.verdict, "no huge page free" in found.reason) == (Verdict.LEFT_OUT, True)
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -279,5 +280,13 @@ def _clean_step(guest: bool, base: Mapping[str, int], raw: Mapping[str, int]) ->
     return counts
 
 
-if __name__ == "__main__":  # make setup
-    print(f"litmus program: {build()}")
+def main() -> None:
+    """What `make setup` calls: compile the program, or say why not."""
+    try:
+        print(f"litmus program: {build()}")
+    except EnvironmentProblemError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -59,8 +59,8 @@ def model_kernel(release: str) -> tuple[str, str]:
         return str(NEWEST), f"kernel {version} is newer than the model's newest; predicted as {NEWEST}"
 
 
-def judge(case: Case, measured: Measured | None, predict_case: Predict) -> CaseResult:
-    """What became of a case, from what came back of it."""
+def judge(case: Case, measured: Measured | None, predict_case: Predict, alone: bool = True) -> CaseResult:
+    """What became of a case, from what came back of it; `alone` as for `compare()`."""
     if measured is None:
         return CaseResult(case, Verdict.FAILED, (), "nothing came back")
     if measured.late:
@@ -69,9 +69,10 @@ def judge(case: Case, measured: Measured | None, predict_case: Predict) -> CaseR
         real = clean(case, measured)
     except ValueError as error:
         return CaseResult(case, Verdict.FAILED, (), str(error))
-    if any(counts.get("thp_fault_fallback") for counts in real):
+    found = compare(case, real, predict_case(case), alone)
+    if found.is_bad and any(counts.get("thp_fault_fallback") for counts in real):
         return CaseResult(case, Verdict.LEFT_OUT, (), "the host had no huge page free (thp_fault_fallback)")
-    return compare(case, real, predict_case(case))
+    return found
 
 
 def least(case: Case, runs: Sequence[Measured]) -> Measured:
@@ -130,7 +131,7 @@ class LiveTarget:
             for n in again:
                 measured = output.cases.get(n) or Measured(failure="nothing came back")
                 runs[n] += [measured] if not (measured.late and runs[n]) else []
-                results[n] = judge(cases[n], least(cases[n], runs[n]), predict_case)
+                results[n] = judge(cases[n], least(cases[n], runs[n]), predict_case, alone=False)
             again = [n for n in again if results[n].is_bad]
         return results
 
