@@ -1,5 +1,6 @@
 """Verdicts: which counters must be equal, why some need not be, and what the command ends with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from sweep.errors import DatasetError, UsageError
 from sweep.host.case import Case, predict
 from sweep.host.compare import RULES, Verdict, compare, value_of, within
 from sweep.host.litmus import Measured
-from sweep.host.result import LayerResult, agreement, read_dataset, write_dataset
+from sweep.host.result import LayerResult, agreement, dataset_of, read_dataset, write_dataset
 from sweep.host.suite import SHORT, host_suite, short_suite, suite
 from sweep.host.target import judge, least, model_kernel
 from sweep.host.validate import ValidateOptions, Validation, ask, validate
@@ -188,8 +189,8 @@ def test_the_dataset_holds_host_counts_and_verdicts_and_notices_damage(tmp_path:
 
     layer = ask(FakeKernel(), ValidateOptions(), wrong)
     folder = tmp_path / "made"
-    write_dataset([layer], folder, {"date": "2026-01-01"})
-    tables = read_dataset(folder)
+    write_dataset(dataset_of([layer], {"date": "2026-01-01"}), folder)
+    tables = read_dataset(folder).tables
     cases = tables["cases"].to_pandas()
     counts = tables["counts"].to_pandas()
     assert len(cases) == 20
@@ -197,8 +198,12 @@ def test_the_dataset_holds_host_counts_and_verdicts_and_notices_damage(tmp_path:
     assert counts[counts.verdict == "differs"][["case", "step", "counter"]].to_numpy().tolist() == [["thp/fork", 0, "pgfault"]]
     assert len(counts) == sum(len(result.rows) for result in layer.results)
     assert "| 6.12.0-fake | booted | TDP MMU | 20 | 19 |" in agreement(tables["cases"])
-    with pytest.raises(DatasetError, match="not empty"):
-        write_dataset([layer], folder, {})
+    right = ask(FakeKernel(), ValidateOptions(only="^thp/fork$"), predict)
+    other = replace(right, mmu="legacy")
+    write_dataset(dataset_of([right, other], {"date": "2026-01-02"}), folder)  # the same kernel: replaced; another: added
+    again = read_dataset(folder)
+    assert [(host["mmu"], host["about"]["date"]) for host in again.hosts] == [("tdp", "2026-01-02"), ("legacy", "2026-01-02")]
+    assert again.tables["cases"]["verdict"].to_pylist() == ["equal", "equal"]
     damaged = folder / "counts.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"x" + damaged.read_bytes()[-8:])
     with pytest.raises(DatasetError, match=r"counts\.parquet: does not match"):

@@ -77,11 +77,11 @@ def test_the_command_prints_layers_and_writes_a_dataset(tmp_path: Path) -> None:
     assert done.returncode in (0, 5), done.stderr
     assert "boot: skipped: no kernel was named; --boot 6.12 fetches and boots one" in done.stdout
     hosts = json.loads((out / "hosts.json").read_text())
-    assert hosts["about"]["model_digest"]
-    assert [host["layer"] for host in hosts["hosts"]] == ["memory", "boot"]
-    if not hosts["hosts"][0]["skipped"]:
+    assert [host["layer"] for host in hosts] == ["memory", "boot"]
+    assert hosts[0]["about"]["model_digest"]
+    if not hosts[0]["skipped"]:
         assert "step 0 host_touch vmm_pgfault                real       1024 predicted       1024 equal" in done.stdout
-        assert read_dataset(out)["cases"]["verdict"].to_pylist() == ["equal"]
+        assert read_dataset(out).tables["cases"]["verdict"].to_pylist() == ["equal"]
     shown = cli("--show", str(out))
     assert (shown.returncode, shown.stdout.splitlines()[0][:10]) == (0, "| kernel |")
 

@@ -145,8 +145,9 @@ RULES = {
 
 
 def _allowance(name: str, step: _Step, predicted: Counts) -> tuple[int, str]:
-    """By how much the kernel itself may count more from run to run, and why. A split zaps the 2 MiB first."""
-    yields = step.op in YIELDING or (step.op == "dirty_log" and step.state == "off") or predicted["thp_split_pmd"] > 0
+    """By how much the kernel itself may count more from run to run, and why. What replaces or splits a huge page zaps 2 MiB."""
+    zaps = predicted["thp_split_pmd"] + min(predicted["thp_fault_alloc"], predicted["invalidate_range_start"])
+    yields = step.op in YIELDING or (step.op == "dirty_log" and step.state == "off") or zaps > 0
     if name == "remote_tlb_flush_requests" and yields:
         return YIELDS, "a zap that yields flushes once more"
     if name in MACHINE_WIDE and not step.alone:

@@ -43,7 +43,7 @@ COUNTS = pa.schema(
     ]
 )
 TABLES = {"cases": CASES, "counts": COUNTS}
-SEAL = "sealed.json"
+SEAL, HOSTS = "sealed.json", "hosts.json"
 
 
 @dataclass(frozen=True)
@@ -95,37 +95,74 @@ def tables_of(layers: Sequence[LayerResult]) -> dict[str, pa.Table]:
     return {"cases": pa.Table.from_pylist(cases, CASES), "counts": pa.Table.from_pylist(counts, COUNTS)}
 
 
-def write_dataset(layers: Sequence[LayerResult], folder: Path, about: Mapping[str, Any]) -> None:
-    """cases.parquet, counts.parquet, hosts.json and, last, sealed.json with their digests. Raises DatasetError if something is there."""
+@dataclass(frozen=True)
+class Dataset:
+    """`cases` and `counts`, and one entry per layer, kernel and MMU about where they come from."""
+
+    tables: Mapping[str, pa.Table]
+    hosts: Sequence[Mapping[str, Any]]
+
+    def with_later(self, later: "Dataset") -> "Dataset":
+        """Both; of a kernel that is in both, the later one's rows."""
+        replaced = {_key(host) for host in later.hosts}
+        tables = {}
+        for name, schema in TABLES.items():
+            kept = [row for row in self.tables[name].to_pylist() if _key(row) not in replaced]
+            tables[name] = pa.concat_tables([pa.Table.from_pylist(kept, schema), later.tables[name]])
+        return Dataset(tables, [*(host for host in self.hosts if _key(host) not in replaced), *later.hosts])
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("layer", "kernel", "release", "mmu"))
+
+
+def dataset_of(layers: Sequence[LayerResult], about: Mapping[str, Any]) -> Dataset:
+    """What a run of `validate` found."""
+    hosts = [
+        {**layer.identity, "host": dict(layer.host), "skipped": layer.skipped, "notes": list(layer.notes), "about": dict(about)}
+        for layer in layers
+    ]
+    return Dataset(tables_of(layers), hosts)
+
+
+def write_dataset(dataset: Dataset, folder: Path) -> None:
+    """cases.parquet, counts.parquet, hosts.json and, last, sealed.json with their digests; what is there already is added to.
+
+    Raises DatasetError if something else is there."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise DatasetError(f"{folder} is not empty; choose another --out, or remove it")
+        dataset = read_dataset(folder).with_later(dataset)
     digests = {}
-    for name, table in tables_of(layers).items():
-        path = folder / f"{name}.parquet"
-        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-        digests[path.name] = _digest(path)
-    hosts = [layer.identity | dict(layer.host) | {"skipped": layer.skipped, "notes": list(layer.notes)} for layer in layers]
-    path = folder / "hosts.json"
-    path.write_text(json.dumps({"about": about, "hosts": hosts}, indent=1) + "\n")
-    digests[path.name] = _digest(path)
-    seal = folder / f"{SEAL}.new"
-    seal.write_text(json.dumps({"sha256": digests}, indent=1) + "\n")
-    seal.replace(folder / SEAL)
+    for name, table in dataset.tables.items():
+        made = folder / f".{name}.parquet"
+        pq.write_table(table, made, compression="zstd", write_page_checksum=True)
+        digests[f"{name}.parquet"] = _digest(made)
+        made.replace(folder / f"{name}.parquet")
+    digests[HOSTS] = _write(folder / HOSTS, dataset.hosts)
+    _write(folder / SEAL, {"sha256": digests})
+
+
+def _write(path: Path, value: Any) -> str:
+    made = path.with_name(f".{path.name}")
+    made.write_text(json.dumps(value, indent=1) + "\n")
+    digest = _digest(made)
+    made.replace(path)
+    return digest
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_dataset(folder: Path) -> dict[str, pa.Table]:
-    """The tables of a sealed validation. Raises DatasetError that names what is missing or damaged."""
+def read_dataset(folder: Path) -> Dataset:
+    """A sealed validation. Raises DatasetError that names what is missing or damaged."""
     try:
         sealed: dict[str, str] = json.loads((folder / SEAL).read_text())["sha256"]
-        for name, digest in sealed.items():
-            if _digest(folder / Path(name).name) != digest:
+        for name in (*(f"{table}.parquet" for table in TABLES), HOSTS):
+            if _digest(folder / name) != sealed[name]:
                 raise DatasetError(f"{folder / name}: does not match {SEAL}; the file was changed or damaged")
-        return {name: pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True) for name in TABLES}
+        tables = {name: pq.read_table(folder / f"{name}.parquet", page_checksum_verification=True) for name in TABLES}
+        return Dataset(tables, json.loads((folder / HOSTS).read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{folder} is no validation dataset: {type(error).__name__}: {str(error)[:200]}") from None
 

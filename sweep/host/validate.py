@@ -16,7 +16,7 @@ from sweep.host.case import Case, predict
 from sweep.host.compare import CaseResult, Verdict
 from sweep.host.draw import random_cases
 from sweep.host.litmus import cache_root
-from sweep.host.result import LayerResult, agreement, read_dataset, write_dataset
+from sweep.host.result import LayerResult, agreement, dataset_of, read_dataset, write_dataset
 from sweep.host.settings import Settings, changed_settings
 from sweep.host.shrink import shrink
 from sweep.host.suite import host_suite, short_suite, suite
@@ -214,7 +214,7 @@ def validate(options: ValidateOptions, predict_case: Predict = predict) -> Valid
     if Layer.BOOT in named:
         found.layers += _boots(options, predict_case)
     if options.out is not None:
-        write_dataset(found.layers, options.out, about(options))
+        write_dataset(dataset_of([layer for layer in found.layers if layer.asked or not layer.skipped], about(options)), options.out)
     return found
 
 
@@ -245,4 +245,4 @@ def about(options: ValidateOptions) -> dict[str, Any]:
 
 def table_of(folder: Path) -> str:
     """The agreement that a dataset holds, as README shows it. Raises DatasetError."""
-    return agreement(read_dataset(folder)["cases"])
+    return agreement(read_dataset(folder).tables["cases"])
