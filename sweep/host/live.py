@@ -123,10 +123,10 @@ class Machine:
         ready, tell = os.pipe()
         self.child = os.fork()
         if not self.child:
+            mapping.die_with_parent()
             os.write(tell, b".")
-            while os.getppid() != 1:
-                time.sleep(1)  # it keeps what it got, and touches nothing of it
-            os._exit(0)
+            while True:
+                signal.pause()  # it keeps what it got, and touches nothing of it
         os.read(ready, 1)
 
     def child_exit(self) -> None:
@@ -194,6 +194,7 @@ def in_child(line: str, with_guest: bool) -> None:
         if os.WIFSIGNALED(status):
             emit(f"fs1 fail {number} ended by signal {os.WTERMSIG(status)}")
         return
+    mapping.die_with_parent()
     signal.alarm(CASE_SECONDS)
     try:
         run_case(line, with_guest)
@@ -206,6 +207,7 @@ def in_child(line: str, with_guest: bool) -> None:
 def main() -> None:
     """Arguments: layer, file of cases, seconds after which no further case is begun."""
     layer, path, seconds = sys.argv[1:4]
+    mapping.die_with_parent()
     began = time.monotonic()
     emit(f"fs1 kernel release={platform.release()} mmu={kvm.mmu_of() if layer == 'kvm' else 'none'}")
     cases = 0

@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import os
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ PROT_NONE, PROT_RW = 0, mmap.PROT_READ | mmap.PROT_WRITE
 MAP_FIXED, MAP_HUGETLB, MAP_HUGE_SHIFT, MAP_NORESERVE, MAP_POPULATE = 0x10, 0x40000, 26, 0x4000, 0x8000
 MADV_NORMAL, MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 0, 4, 14, 15
 MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_COLLAPSE = 22, 23, 25
+PR_SET_PDEATHSIG = 1
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -114,6 +116,11 @@ def touch(vma: Vma, accesses: Iterable[tuple[int, bool]]) -> None:
             store(data + page * PAGE, 1, 1)
         else:
             load(data + page * PAGE, 0, 1)
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when the one that made it ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def drain_batches() -> Callable[[], None]:

@@ -109,8 +109,8 @@ def _run(command: Sequence[str | Path], what: str, cwd: Path | None = None) -> s
     except subprocess.TimeoutExpired:
         raise EnvironmentProblemError(f"{what}: more than {FETCH_SECONDS} s; is the mirror reachable?") from None
     if done.returncode:
-        rows = [row for row in done.stderr.splitlines() if row.startswith("E:")] or done.stderr.strip().splitlines()[-1:]
-        raise EnvironmentProblemError(f"{what}: {' '.join(rows)[:300] or 'failed'}")
+        rows = [row.removeprefix("E: ") for row in done.stderr.splitlines() if row.startswith("E:")] or done.stderr.strip().splitlines()[-1:]
+        raise EnvironmentProblemError(f"{what}: {' '.join((rows or ['failed'])[0].split())[:300]}")
     return done.stdout
 
 
@@ -239,7 +239,7 @@ def fetch_tools(cache: Path, names: Sequence[str] = TOOLS, options: Sequence[str
             *options,
         ]
         command = ["apt-get", *own, "install", "-q", "-y", "--no-install-recommends", "--download-only", *names]
-        _run(command, f"fetching {' '.join(names)}")
+        _run(command, f"fetching {' '.join(names)} (its lists may be old: apt-get update)")
         archives = sorted(Path(scratch).glob("*.deb"))[:MAX_PACKAGES]
         if not archives:
             raise EnvironmentProblemError(f"apt fetched nothing for {' '.join(names)}; install them: apt-get install {' '.join(names)}")
