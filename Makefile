@@ -35,7 +35,7 @@ bench: $(STAMP)
 
 verify: $(STAMP)
 	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest -n 2 tests/test_differential.py
-	$(BIN)/faultsweep validate --all --random 300 --seconds 1800 --boot 6.1 --boot 6.12 --boot 6.18 --boot 7.3 --mmu tdp --mmu legacy --mmu shadow
+	$(BIN)/faultsweep validate -q --all --random 300 --seconds 1800 --boot 6.1 --boot 6.12 --boot 6.18 --boot 7.3 --mmu tdp --mmu legacy --mmu shadow
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation.run

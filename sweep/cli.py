@@ -300,10 +300,11 @@ def validate(
     out: Annotated[Path | None, typer.Option(help="directory for the result as a dataset")] = None,
     show: Annotated[Path | None, typer.Option(help="print the table of such a dataset, run nothing")] = None,
     as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="only what differs, and the sums")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="a line per step and counter")] = False,
 ) -> None:
     """Compare the model with real kernels: this host's memory, its /dev/kvm, booted ones. Example: faultsweep validate --boot 6.12"""
-    from sweep.host.validate import ValidateOptions, table_of
+    from sweep.host.validate import Detail, ValidateOptions, table_of
     from sweep.host.validate import validate as ask_kernels
 
     if show is not None:
@@ -325,7 +326,8 @@ def validate(
         out=out,
     )
     found = ask_kernels(options)
-    _print_json(found.as_json()) if as_json else print(found.as_text(verbose))
+    detail = Detail.STEPS if verbose else Detail.DIFFERENCES if quiet else Detail.COUNTERS
+    _print_json(found.as_json()) if as_json else print(found.as_text(detail))
     raise typer.Exit(found.exit_status)
 
 

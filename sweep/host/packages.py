@@ -109,7 +109,9 @@ def _run(command: Sequence[str | Path], what: str, cwd: Path | None = None) -> s
     except subprocess.TimeoutExpired:
         raise EnvironmentProblemError(f"{what}: more than {FETCH_SECONDS} s; is the mirror reachable?") from None
     if done.returncode:
-        rows = [row.removeprefix("E: ") for row in done.stderr.splitlines() if row.startswith("E:")] or done.stderr.strip().splitlines()[-1:]
+        rows = [row.removeprefix("E: ") for row in done.stderr.splitlines() if row.startswith("E:")] or done.stderr.strip().splitlines()[
+            -1:
+        ]
         raise EnvironmentProblemError(f"{what}: {' '.join((rows or ['failed'])[0].split())[:300]}")
     return done.stdout
 

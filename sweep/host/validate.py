@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from kernels.jit import model_digest
 from sweep.errors import EnvironmentProblemError, UsageError
 from sweep.host import boot, kvm
 from sweep.host.case import Case, predict
-from sweep.host.compare import CaseResult, Verdict
+from sweep.host.compare import CaseResult, Row, Verdict
 from sweep.host.draw import random_cases
 from sweep.host.litmus import cache_root
 from sweep.host.result import LayerResult, agreement, dataset_of, read_dataset, write_dataset
@@ -49,6 +51,14 @@ class ValidateOptions:
     out: Path | None = None
 
 
+class Detail(StrEnum):
+    """How much of a result is printed: what differs, counters of each case over its steps, or each step."""
+
+    DIFFERENCES = "differences"
+    COUNTERS = "counters"
+    STEPS = "steps"
+
+
 @dataclass
 class Validation:
     """Every layer's result, and what the command ends with."""
@@ -79,8 +89,8 @@ class Validation:
             ],
         }
 
-    def as_text(self, verbose: bool = False) -> str:
-        return "\n".join(line for layer in self.layers for line in lines_of(layer, verbose))
+    def as_text(self, detail: Detail = Detail.COUNTERS) -> str:
+        return "\n".join(line for layer in self.layers for line in lines_of(layer, detail))
 
 
 def _bad_json(result: CaseResult) -> dict[str, Any]:
@@ -88,8 +98,8 @@ def _bad_json(result: CaseResult) -> dict[str, Any]:
     return {"case": result.case.name, "text": str(result.case), "reason": result.reason, "rows": rows}
 
 
-def lines_of(layer: LayerResult, verbose: bool) -> Iterator[str]:
-    """The layer's table: one line per case and counter (summed over its steps) where verbose, else what is not equal; then the sums."""
+def lines_of(layer: LayerResult, detail: Detail) -> Iterator[str]:
+    """The layer's cases and counters, then what was left out and why, then the sums."""
     name = f"{layer.layer} {layer.kernel or ''} {layer.mmu if layer.mmu != 'none' else ''}".strip()
     if layer.skipped:
         yield f"{name}: skipped: {layer.skipped}"
@@ -100,21 +110,46 @@ def lines_of(layer: LayerResult, verbose: bool) -> Iterator[str]:
     for result in layer.results:
         if result.verdict == Verdict.LEFT_OUT:
             reasons[result.reason] = reasons.get(result.reason, 0) + 1
-        elif result.is_bad or verbose:
-            yield from _case_lines(result, verbose)
+        elif result.is_bad or detail != Detail.DIFFERENCES:
+            yield from _case_lines(result, detail)
     yield from (f"  left out: {count} cases: {reason}" for reason, count in reasons.items())
     ran = len(layer.results) - layer.count(Verdict.LEFT_OUT)
     counts = sum(row.verdict == Verdict.EQUAL for result in layer.results for row in result.rows)
     yield f"  {ran} cases, {layer.count(Verdict.EQUAL)} exact, {counts:,} counts equal"
 
 
-def _case_lines(result: CaseResult, verbose: bool) -> Iterator[str]:
+def _case_lines(result: CaseResult, detail: Detail) -> Iterator[str]:
     yield f"  {result.case.name}: {result.verdict}{': ' + result.reason if result.reason else ''}"
     if result.is_bad:
         yield f"    {result.case}"
-    for row in result.rows if verbose else result.wrong:
+    if detail == Detail.COUNTERS:
+        for name, rows in _by_counter(result).items():
+            yield _line(name, _whole(name, [row.real for row in rows]), _whole(name, [row.predicted for row in rows]), _worst(rows))
+    for row in result.rows if detail == Detail.STEPS else result.wrong:
         why = f" ({row.reason})" if row.reason else ""
-        yield f"    step {row.step} {row.op:10} {row.counter:26} real {row.real:>10} predicted {row.predicted:>10} {row.verdict}{why}"
+        yield _line(f"step {row.step} {row.op:10} {row.counter}", row.real, row.predicted, row.verdict) + why
+
+
+def _line(what: str, real: int, predicted: int, verdict: Verdict) -> str:
+    return f"    {what:44} real {real:>10} predicted {predicted:>10} {verdict}"
+
+
+def _by_counter(result: CaseResult) -> dict[str, list[Row]]:
+    """The rows of each counter; one that is 0 on both sides in all steps is left out."""
+    found: dict[str, list[Row]] = {}
+    for row in result.rows:
+        found.setdefault(row.counter, []).append(row)
+    return {name: rows for name, rows in found.items() if any(row.real or row.predicted for row in rows)}
+
+
+def _whole(name: str, values: Sequence[int]) -> int:
+    """A counter's sum over the steps; a gauge as it stands after the last."""
+    return values[-1] if name.startswith("pages_") or name.endswith("_bytes") else sum(values)
+
+
+def _worst(rows: Sequence[Row]) -> Verdict:
+    verdicts = {row.verdict for row in rows}
+    return next(verdict for verdict in (Verdict.DIFFERS, Verdict.FREE, Verdict.EQUAL) if verdict in verdicts)
 
 
 def _cases(options: ValidateOptions, target: Target) -> list[Case]:
@@ -209,7 +244,7 @@ def validate(options: ValidateOptions, predict_case: Predict = predict) -> Valid
     with changed_settings(cache_root(), options.change_settings) as settings:
         for layer in named:
             if layer != Layer.BOOT:
-                run = lambda layer=layer: _live(layer, options, settings, predict_case)  # noqa: E731
+                run = partial(_live, layer, options, settings, predict_case)
                 found.layers.append(_attempt(layer, "", "none", bool(options.layers), run))
     if Layer.BOOT in named:
         found.layers += _boots(options, predict_case)
@@ -226,7 +261,7 @@ def _boots(options: ValidateOptions, predict_case: Predict) -> list[LayerResult]
     found = []
     for kernel in kernels:
         for mmu in options.mmus:
-            run = lambda kernel=kernel, mmu=mmu: _booted(kernel, mmu, options, predict_case)  # noqa: E731
+            run = partial(_booted, kernel, mmu, options, predict_case)
             found.append(_attempt(Layer.BOOT, kernel, mmu, True, run))
     return found
 
