@@ -19,7 +19,6 @@ MAP_FAILED = ctypes.c_void_p(-1).value
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 _libc.memset.restype = None
@@ -60,11 +59,6 @@ def map_at(address: int | None, size: int, protection: int, flags: int, fd: int 
     if found == MAP_FAILED:
         raise OSError(ctypes.get_errno(), f"mmap of {size} bytes: {os.strerror(ctypes.get_errno())}")
     return found
-
-
-def unmap(address: int, size: int) -> None:
-    """munmap(2); what cannot be unmapped stays."""
-    _libc.munmap(address, size)
 
 
 def advise(address: int, size: int, advice: int, may_fail: bool = False) -> None:

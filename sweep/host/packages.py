@@ -3,6 +3,7 @@
 apt does the fetching: from the mirrors that this machine's own sources name, with the checksums of their signed indexes. What
 was unpacked is kept with its digests, and checked again before each use."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,38 +214,44 @@ def intact(folder: Path) -> bool:
     return False
 
 
+@contextmanager
+def _one_at_a_time(cache: Path) -> Iterator[None]:
+    """Of several processes with this cache, one fetches and the others wait; apt would refuse them."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "fetch.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def fetch_kernel(version: str, cache: Path, keep: Keep) -> Path:
     """The folder of an unpacked kernel of a version; fetched once. Raises EnvironmentProblemError."""
     folder = cache / "kernels" / version
-    if intact(folder):
-        return folder
-    apt = Apt(cache / "apt")
-    apt.update(kernel_sources(configured_mirrors()))
-    names = choose_kernel(version, apt.names("linux-"))
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        unpack(apt.download(names, Path(scratch)), folder, keep)
+    with _one_at_a_time(cache):
+        if not intact(folder):
+            apt = Apt(cache / "apt")
+            apt.update(kernel_sources(configured_mirrors()))
+            names = choose_kernel(version, apt.names("linux-"))
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                unpack(apt.download(names, Path(scratch)), folder, keep)
     return folder
 
 
 def fetch_tools(cache: Path, names: Sequence[str] = TOOLS, options: Sequence[str] = ()) -> Path:
     """A folder with programs of packages and the libraries that this machine lacks. Raises EnvironmentProblemError."""
     folder = cache / "tools"
-    if intact(folder):
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(cache):
+        if not intact(folder):
+            _download_tools(cache, names, options, folder)
+    return folder
+
+
+def _download_tools(cache: Path, names: Sequence[str], options: Sequence[str], folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         (Path(scratch) / "partial").mkdir()
-        own = [
-            f"-oDir::Cache::archives={scratch}",
-            "-oDir::Cache::pkgcache=",
-            "-oDir::Cache::srcpkgcache=",
-            "-oDebug::NoLocking=1",
-            *options,
-        ]
-        command = ["apt-get", *own, "install", "-q", "-y", "--no-install-recommends", "--download-only", *names]
+        own = [f"-oDir::Cache::archives={scratch}", "-oDir::Cache::pkgcache=", "-oDir::Cache::srcpkgcache=", "-oDebug::NoLocking=1"]
+        command = ["apt-get", *own, *options, "install", "-q", "-y", "--no-install-recommends", "--download-only", *names]
         _run(command, f"fetching {' '.join(names)} (its lists may be old: apt-get update)")
         archives = sorted(Path(scratch).glob("*.deb"))[:MAX_PACKAGES]
         if not archives:
             raise EnvironmentProblemError(f"apt fetched nothing for {' '.join(names)}; install them: apt-get install {' '.join(names)}")
         unpack(archives, folder)
-    return folder
