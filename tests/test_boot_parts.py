@@ -14,8 +14,10 @@ from sweep.errors import EnvironmentProblemError
 from sweep.host import packages
 from sweep.host.boot import Kernel, Tools, case_lines, command_of, kernel_in
 from sweep.host.initramfs import Entry, cpio, entries_of, find_modules, module_bytes, module_files
+from sweep.host.litmus import Measured, Output
 from sweep.host.packages import Mirror, choose_kernel, configured_mirrors, intact, kernel_sources, unpack
 from sweep.host.suite import short_suite, suite
+from sweep.host.target import BootTarget
 
 
 def read_cpio(raw: bytes) -> dict[str, tuple[int, bytes]]:
@@ -106,6 +108,26 @@ def test_a_setting_is_written_only_where_it_changes() -> None:
         "set /sys/kernel/mm/transparent_hugepage/use_zero_page 0",
     ]
     assert len([row for row in rows if row.startswith("case ")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("output", "verdicts", "reason"),
+    [
+        (Output(), {"failed"}, "nothing came back"),
+        (Output(trouble=["WARNING: CPU: 0 at mm/x.c"]), {"failed"}, "the booted kernel complained: WARNING: CPU: 0 at mm/x.c"),
+        (Output(cases={n: Measured(late=True) for n in range(20)}), {"left out"}, "the time was up; --seconds gives more"),
+    ],
+)
+def test_a_kernel_that_breaks_off_or_complains_has_proven_nothing(
+    output: Output, verdicts: set[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.host.target.run_booted", lambda *_: output)
+    target = BootTarget(Kernel(tmp_path / "vmlinuz", None), "6.12", "tdp", 60, 1024)
+    found = target.run(short_suite("6.12"))
+    assert {result.verdict for result in found} == verdicts
+    assert {result.reason for result in found} == {reason}
+    assert target.run([]) == []
+    assert target.boots == 1
 
 
 def test_qemu_runs_alone_with_an_end(tmp_path: Path) -> None:

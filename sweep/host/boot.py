@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,7 +151,8 @@ def run_booted(
                 env={**os.environ, **tools.environment},
             )
             try:
-                process.wait(seconds + START_SECONDS + 2 * KILL_SECONDS)
+                with suppress(subprocess.TimeoutExpired):  # `timeout` has ended it before
+                    process.wait(seconds + START_SECONDS + 2 * KILL_SECONDS)
             finally:
                 process.terminate()
                 process.wait()
