@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kernels.policy import Behaviour, behaviours
 from kernels.spec import PAGE_BYTES, PMD_PAGES
 from sweep.host.case import Access, AccessList, Case, faults_of
 from sweep.parameters import Point
@@ -109,9 +110,11 @@ def _step(draw: Draw, pages: int, with_guest: bool) -> Any:
 
 def _can_run(case: Case) -> bool:
     """Without a fault, without what the model leaves out, and nothing that the litmus program would have to do in unequal calls."""
-    last = case.steps[-1]
-    if last.op == "collapse" and case.point.backing == "shmem_thp":
+    last, point = case.steps[-1], case.point
+    if last.op == "collapse" and point.backing == "shmem_thp":
         return False  # of what is not in the page cache, the model says nothing
+    if last.op == "pre_fault" and point.mmu == "legacy" and not behaviours(point.kernel)[Behaviour.DUPLICATE_IS_SPURIOUS]:
+        return False  # it clears Accessed bits, which the model does not have, and flushes for each
     if isinstance(last, DontNeedStep) and last.every is not None:
         end = case.pages - last.at // PAGE_BYTES
         if 0 < end % (last.every // PAGE_BYTES) < last.size // PAGE_BYTES:
