@@ -5,6 +5,9 @@ import json
 import lzma
 import shutil
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -138,6 +141,35 @@ def test_qemu_runs_alone_with_an_end(tmp_path: Path) -> None:
     assert {("-display", "none"), ("-monitor", "none"), ("-nic", "none"), ("-serial", "stdio"), ("-m", "1024M")} <= pairs
     assert ("-accel", "tcg,thread=single") in pairs
     assert "kvm.tdp_mmu=N" in command[-1]
+
+
+RUN_AND_HANG = """
+import sys
+from pathlib import Path
+from sweep.host.boot import _console_of
+_console_of(["timeout", "600", "sh", "-c", "echo $$ > " + sys.argv[1] + "; exec sleep 600"], Path(sys.argv[2]), {}, 600)
+"""
+
+
+def test_no_machine_outlives_a_killed_process(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    command = [sys.executable, "-c", RUN_AND_HANG, str(pid_file), str(tmp_path / "console")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    wait_for(lambda: pid_file.is_file() and pid_file.read_text().strip())
+    machine = Path("/proc") / pid_file.read_text().strip()
+    assert machine.exists()
+    process.kill()
+    process.wait()
+    wait_for(lambda: not machine.exists() or "State:\tZ" in (machine / "status").read_text())
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Poll until it holds; the deadline only ends a test that would hang."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not happen within 30 s")
 
 
 DEB822 = """

@@ -3,12 +3,14 @@
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sweep.errors import EnvironmentProblemError
@@ -16,6 +18,7 @@ from sweep.host import packages
 from sweep.host.case import Case
 from sweep.host.initramfs import cpio, entries_of, find_modules, module_files
 from sweep.host.litmus import MAX_OUTPUT_BYTES, Output, build, cache_root, encode, parse
+from sweep.host.mapping import die_with_parent
 from sweep.host.settings import HUGETLB_PAGES, NR_HUGEPAGES, THP, settings_of
 
 BOOT_VERSIONS = ("6.1", "6.12", "6.18", "7.3")
@@ -160,7 +163,14 @@ def run_booted(
 def _console_of(command: Sequence[str], console: Path, environment: Mapping[str, str], seconds: int) -> str:
     """What the machine printed until it ended. It ends with this process, too."""
     with console.open("wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),  # noqa: PLW1509 (one prctl, no lock; `timeout` passes it on)
+        )
         try:
             with suppress(subprocess.TimeoutExpired):  # `timeout` has ended it before
                 process.wait(seconds)

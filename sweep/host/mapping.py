@@ -112,9 +112,9 @@ def touch(vma: Vma, accesses: Iterable[tuple[int, bool]]) -> None:
             load(data + page * PAGE, 0, 1)
 
 
-def die_with_parent() -> None:
-    """The kernel kills this process when the one that made it ends."""
-    _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """The kernel sends this process that signal when the one that made it ends."""
+    _libc.prctl(PR_SET_PDEATHSIG, int(number))
 
 
 def drain_batches() -> Callable[[], None]:
