@@ -14,6 +14,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@echo 'compiling the model, once'; $(BIN)/python -c 'from sweep.point import compile_kernels; compile_kernels()'
+	@$(BIN)/python -m sweep.host.litmus || echo 'without it no kernel can be booted for faultsweep validate; all else works'
 	@touch $(STAMP)
 
 run: $(STAMP)
@@ -35,6 +36,7 @@ bench: $(STAMP)
 verify: $(STAMP)
 	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest -n 2 tests/test_differential.py
 	FAULTSWEEP_KILLS=1000 $(BIN)/python -m pytest -n 2 tests/test_kills.py
+	$(BIN)/faultsweep validate -q --all --random 300 --seconds 1800 --boot 6.1 --boot 6.12 --boot 6.18 --boot 7.3 --mmu tdp --mmu legacy --mmu shadow
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutation.run

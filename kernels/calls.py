@@ -210,7 +210,7 @@ def dontneed(m: Machine, env: Env) -> int:
 
 @shared
 def can_collapse(m: Machine, env: Env, region: int, max_none: int, max_shared: int) -> bool:
-    """hpage_collapse_scan_pmd(): a table with enough pages of its own and at least one that is writable, or there."""
+    """hpage_collapse_scan_pmd(): a table with enough pages of its own, and one that is writable, or a VMA with an anon_vma."""
     if m.host_pmd[region] != HostPmd.TBL:
         return False
     none, shared, writable = 0, 0, 0
@@ -219,7 +219,7 @@ def can_collapse(m: Machine, env: Env, region: int, max_none: int, max_shared: i
         none += pte == HostPte.NONE or pte == HostPte.Z_RO
         shared += HostPte.ANON_SH <= pte <= HostPte.KSM_RO
         writable += pte == HostPte.ANON_RW or pte == HostPte.ANON_TRW
-    enough = writable > 0 or (env.policy[Behaviour.COLLAPSE_READ_ONLY] and none < PMD_PAGES)
+    enough = writable > 0 or (env.policy[Behaviour.COLLAPSE_READ_ONLY] and m.vm[Vm.ANON_VMA] > 0)
     return enough and none <= max_none and shared <= max_shared
 
 

@@ -63,7 +63,8 @@ class Behaviour(IntEnum):
     """Before that: the last part of a THP that is still mapped is reused, its reference count being 1. Seen on 6.1, gone in 6.12;
     taken to end with the rework of 00fd05922d12 (6.7)."""
     COLLAPSE_READ_ONLY = 18
-    """Collapse needs a page that is there; before, one that is writable. Seen on 6.18, not on 6.12; taken to begin with 6.18."""
+    """Collapse needs an anon_vma only, even of a table without a page; before, a writable page. Seen on 6.18 and 7.3, not on 6.12;
+    taken to begin with 6.18."""
     RECLAIM_PAGE_TABLES = 19
     """MADV_DONTNEED over a whole region frees its empty page table: 6375e95f381e (6.14)."""
 

@@ -198,13 +198,13 @@ class Host:
     # ---- Collapse ----------------------------------------------------------------------------------------------------
 
     def can_collapse(self, region: int, max_none: int, max_shared: int, read_only: bool) -> bool:
-        """hpage_collapse_scan_pmd(); `read_only`: a page that is there is enough."""
+        """hpage_collapse_scan_pmd(); `read_only`: no page needs to be writable, but thp_vma_allowable_order() asks for an anon_vma."""
         if self.pmd(region) != HostPmd.TBL:
             return False
         states = Counter(self.ptes[region].values())
         none = PMD_PAGES - states.total() + states[HostPte.Z_RO]
         shared = states[HostPte.ANON_SH] + states[HostPte.ANON_TSH] + states[HostPte.KSM_RO]
-        enough = any(states[pte] for pte in WRITABLE) or (read_only and none < PMD_PAGES)
+        enough = any(states[pte] for pte in WRITABLE) or (read_only and self.anon_vma)
         return none <= max_none and shared <= max_shared and enough
 
     def to_copy(self, region: int) -> int:

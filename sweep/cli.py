@@ -316,6 +316,54 @@ def replay(
 
 
 @app.command()
+def validate(
+    layers: Annotated[list[str] | None, typer.Option("--layer", help="memory, kvm or boot; default: all")] = None,
+    boot: Annotated[list[str] | None, typer.Option("--boot", help="kernel to fetch and boot in emulation: 6.1, 6.12, 6.18, 7.3")] = None,
+    image: Annotated[Path | None, typer.Option("--kernel-image", help="kernel of your own to boot")] = None,
+    modules: Annotated[Path | None, typer.Option(help="its modules, if KVM is not built in")] = None,
+    mmus: Annotated[list[str] | None, typer.Option("--mmu", help="of booted kernels: tdp, legacy or shadow")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="the whole suite, not its short form")] = False,
+    only: Annotated[str, typer.Option(help="cases whose name matches this pattern")] = "",
+    random: Annotated[int, typer.Option("--random", help="so many random cases; what differs is made shorter")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the random cases")] = 0,
+    change_settings: Annotated[bool, typer.Option("--change-settings", help="set what cases need, and put it back")] = False,
+    memory: Annotated[str, typer.Option(help="at most so much of it")] = "2GiB",
+    seconds: Annotated[int, typer.Option(min=1, max=86_400, help="for each layer and booted kernel")] = 60,
+    out: Annotated[Path | None, typer.Option(help="directory for the result as a dataset")] = None,
+    show: Annotated[Path | None, typer.Option(help="print the table of such a dataset, run nothing")] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="only what differs, and the sums")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="a line per step and counter")] = False,
+) -> None:
+    """Compare the model with real kernels: this host's memory, its /dev/kvm, booted ones. Example: faultsweep validate --boot 6.12"""
+    from sweep.host.validate import Detail, ValidateOptions, table_of
+    from sweep.host.validate import validate as ask_kernels
+
+    if show is not None:
+        print(table_of(show))
+        return
+    options = ValidateOptions(
+        layers=layers or (),
+        boot=boot or (),
+        image=image,
+        modules=modules,
+        mmus=mmus or ("tdp",),
+        everything=everything,
+        only=only,
+        random=random,
+        seed=seed,
+        change_settings=change_settings,
+        memory=memory,
+        seconds=seconds,
+        out=out,
+    )
+    found = ask_kernels(options)
+    detail = Detail.STEPS if verbose else Detail.DIFFERENCES if quiet else Detail.COUNTERS
+    _print_json(found.as_json()) if as_json else print(found.as_text(detail))
+    raise typer.Exit(found.exit_status)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What works here: packages, compile cache, Ray, KVM, THP state, disk."""
     from sweep.doctor import examine

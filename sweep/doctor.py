@@ -67,11 +67,19 @@ def _configs() -> Finding:
     return bool(names), f"{len(names)} shared workloads" if names else "configs/workloads not found: reinstall"
 
 
+def _validate() -> Finding:
+    programs = {name: shutil.which(name) for name in ("cc", "qemu-system-x86_64", "apt-get")}
+    missing = [name for name, path in programs.items() if path is None]
+    text = "validate --boot can run" if not missing else f"validate --boot has no {', '.join(missing)}: see docs/validate.md"
+    return True, text
+
+
 CHECKS: dict[str, Callable[[], Finding]] = {
     "packages": _packages,
     "compile cache": _cache,
     "ray": _ray,
     "kvm": _kvm,
+    "validate": _validate,
     "thp": _thp,
     "machine": _machine,
     "disk": _disk,

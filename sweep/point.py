@@ -1,19 +1,20 @@
 """One point: the only place that calls the kernels."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.cost import Charges, charges_of
+from kernels.cost import DEFAULT_COSTS, Charges, Cost, charges_of
 from kernels.results import Results
 from kernels.script import Script
 from kernels.simulate import Prepared, Run, Simulator, simulate
-from kernels.steps import Khugepaged, Ksm, Touch
+from kernels.steps import Khugepaged, Ksm, Step, Touch
 from sweep.configs import CostFile, Workload
+from sweep.parameters import Point
 from sweep.plan import Int64s, PlannedPoint, Points
 from sweep.steps import TouchListStep, build_step
 from sweep.study import Study
@@ -56,13 +57,25 @@ def _machine(values: Mapping[str, Any]) -> dict[str, Any]:
 def simulate_point(planned: PlannedPoint, context: Context, trace_rows: int = 0) -> Run:
     """Run one point by itself. Raises what `kernels.simulate()` raises, and StudyError for a touch list that cannot be read."""
     values = planned.values
+    steps = _script(context.workloads[values["workload"]]).steps
+    return _simulate(values, steps, context.costs[values["costs"]].values, planned.seed, planned.replicate, trace_rows)
+
+
+def simulate_steps(point: Point, steps: Sequence[Step]) -> Run:
+    """Run a point's parameters with these steps, at default costs, whatever workload it names. Raises what `kernels.simulate()` raises."""
+    return _simulate(point.model_dump(), steps, DEFAULT_COSTS, 0, 0, 0)
+
+
+def _simulate(
+    values: Mapping[str, Any], steps: Sequence[Step], costs: Mapping[Cost, int], seed: int, replicate: int, trace_rows: int
+) -> Run:
     return simulate(
         **_machine(values),
         thp_failure=values["thp_failure"],
-        steps=_script(context.workloads[values["workload"]]).steps,
-        costs=context.costs[values["costs"]].values,
-        seed=planned.seed,
-        replicate=planned.replicate,
+        steps=steps,
+        costs=costs,
+        seed=seed,
+        replicate=replicate,
         trace_rows=trace_rows,
     )
 

@@ -39,3 +39,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         recorded.update(dict(report.user_properties))
     for name, total in recorded.items():
         terminalreporter.write_line(f"{name}: {total:,}")
+    for report in terminalreporter.stats.get("skipped", []):  # a kernel that was not asked is said aloud
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        if "validate: " in reason:
+            terminalreporter.write_line(reason)

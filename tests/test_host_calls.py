@@ -281,7 +281,10 @@ def test_collapse_copies_what_is_there_and_clears_the_rest(kernel: str) -> None:
         ((Collapse(),), {}, 0),  # no page table
         ((WRITE, Collapse()), {}, 0),  # a THP already
         ((READ, ZAP_FIRST_PAGES, Collapse()), {}, 0),  # zero pages only: none is writable
-        ((READ, ZAP_FIRST_PAGES, Collapse()), {"kernel": "6.18"}, 0),  # and none is there
+        ((READ, ZAP_FIRST_PAGES, Collapse()), {"kernel": "6.18"}, 4),  # which needs none since; the huge zero page brought an anon_vma
+        ((READ, Collapse()), {"kernel": "6.18", "backing": "anonymous_default"}, 0),  # 4K zero pages bring none
+        ((READ, READ_ONE, WRITE_ONE, Collapse()), {"kernel": "6.18", "backing": "anonymous_default"}, 4),  # one page anywhere does
+        ((READ, READ_ONE, WRITE_ONE, Collapse()), {"backing": "anonymous_default"}, 1),
         ((WRITE, ZAP_FIRST_PAGES, FORK, Collapse()), {"kernel": "6.17"}, 0),  # all are shared: none is writable
         ((WRITE, ZAP_FIRST_PAGES, FORK, Collapse()), {"kernel": "6.18"}, 4),  # but there
         ((WRITE, ZAP_FIRST_PAGES, FORK, Touch(every=MIB2), Collapse()), {}, 4),  # one written suffices, 511 shared or not

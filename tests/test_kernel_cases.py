@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 
-from sweep.configs import Workload, load_costs
-from sweep.parameters import Point
-from sweep.plan import PlannedPoint
-from sweep.point import Context, simulate_point
-from sweep.steps import STEP, check_steps
+from sweep.configs import Workload
+from sweep.host.case import case_from_json, faults_of, predict
+from sweep.host.compare import value_of, within
 
 FILES = sorted((Path(__file__).parent / "cases").glob("*.json"))
-DERIVED = {"pf_taken_less_spurious": lambda c: c["pf_taken"] - c["pf_spurious"]}
 
 
 def cases() -> list[Any]:
@@ -24,24 +21,12 @@ def cases() -> list[Any]:
     return found
 
 
-def run_case(case: dict[str, Any]) -> list[dict[str, int]]:
-    point = Point.model_validate(case["point"])
-    workload = Workload("case", tuple(STEP.validate_python(step) for step in case["steps"]), Path())
-    assert not check_steps(workload.specs, Path(), point)
-    context = Context("case", {point.workload: workload}, {point.costs: load_costs("default", Path())})
-    run = simulate_point(PlannedPoint("", point.model_dump(), 0, 0), context)
-    return [step.counters | step.gauges for step in run.steps]
-
-
 @pytest.mark.parametrize("case", cases())
 def test_counts_equal_the_kernels(case: dict[str, Any]) -> None:
-    for number, (expected, counted) in enumerate(zip(case["expect"], run_case(case), strict=True)):
-        wrong = {}
-        for name, value in expected.items():
-            have = DERIVED[name](counted) if name in DERIVED else counted[name]
-            low, high = value if isinstance(value, list) else (value, value)
-            if not low <= have <= high:
-                wrong[name] = (have, value)
+    runnable = case_from_json(case)
+    assert not faults_of(runnable)
+    for number, (expected, counted) in enumerate(zip(case["expect"], predict(runnable), strict=True)):
+        wrong = {name: (value_of(counted, name), value) for name, value in expected.items() if not within(value_of(counted, name), value)}
         assert not wrong, f"step {number} {case['steps'][number]}: (model, kernel) {wrong}"
 
 

@@ -26,7 +26,13 @@ def test_the_wheel_holds_both_packages_and_the_configs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {"kernels/engine.py", "sweep/cli.py", "sweep/configs/costs/default.toml", "sweep/configs/studies/thread.toml"} <= set(names)
+    assert {
+        "kernels/engine.py",
+        "sweep/cli.py",
+        "sweep/configs/costs/default.toml",
+        "sweep/configs/studies/thread.toml",
+        "sweep/host/litmus.c",
+    } <= set(names)
     assert not [name for name in names if name.startswith("tests/")]
 
 
