@@ -1,0 +1,167 @@
+"""What a report is made of: one pass over a dataset, then one row per configuration, whatever its size.
+
+A configuration is a point without its replicate. Sums and means are made by DuckDB over the files, of the columns that are needed, on one
+thread: the same rows give the same bits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import duckdb
+import pandas as pd
+
+from sweep.dataset.read import Dataset, connection
+from sweep.errors import DatasetError
+from sweep.record import read_study
+from sweep.report.roles import CONDITIONS, PARAMETER_COLUMNS, chosen, given, rank, scenario_label, setting_label
+from sweep.study import Study
+
+TIME = "total_ns"  # what settings are compared by: preallocation is not free, so the VMM's steps count
+PARTS: Mapping[str, str] = {  # of the summed time; they do not overlap (docs/model.md section 12)
+    "clear_ns": "clearing memory",
+    "flush_ns": "TLB shootdowns",
+    "mmu_lock_wait_ns": "waiting for mmu_lock",
+    "mmap_lock_wait_ns": "waiting for mmap_lock",
+    "cache_line_wait_ns": "cache lines of the locks",
+    "zone_lock_wait_ns": "waiting for zone->lock",
+    "page_table_lock_wait_ns": "waiting for page-table locks",
+    "bandwidth_wait_ns": "memory bandwidth",
+    "core_wait_ns": "waiting for a CPU",
+}
+QUANTILES: Mapping[str, str] = {
+    "fault_p50_ns": "50 %",
+    "fault_p90_ns": "90 %",
+    "fault_p99_ns": "99 %",
+    "fault_p999_ns": "99.9 %",
+    "fault_max_ns": "most",
+}
+COUNTS = ("exits", "pf_retry", "mmu_lock_write", "touches", "held_bytes")
+MEASURED = (*COUNTS, "guest_ns", "total_ns", "fault_ns", "pages_per_s_per_vcpu", *PARTS, *QUANTILES)
+MAX_QUESTION = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A dataset as a report sees it. `frame`: one row per configuration, sorted by parameters.
+
+    Columns of `frame`: the parameters; `id` (least point id), `replicates`; each measure of MEASURED (mean over replicates); `low`, `high`
+    (least and greatest TIME of a replicate); `base`, `moved` (costs, and which of them is moved: '' for none); `setting`, `scenario`
+    (numbers of the rows of `settings` and `scenarios`, which give label and values)."""
+
+    study: Study
+    question: str
+    points: int
+    planned: int
+    frame: pd.DataFrame
+    varying: tuple[str, ...]
+    settings: pd.DataFrame
+    scenarios: pd.DataFrame
+    failed: pd.DataFrame
+    digests: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        return self.study.title or self.study.name
+
+    @cached_property
+    def plain(self) -> pd.DataFrame:
+        """Configurations whose costs are not moved."""
+        return self.frame[self.frame["moved"] == ""]
+
+    @cached_property
+    def given(self) -> tuple[str, ...]:
+        return tuple(name for name in self.scenarios.columns if name != "label")
+
+
+def gather(dataset: Dataset) -> Facts:
+    """Read what the report needs. Raises DatasetError for a dataset without points, or one that is damaged."""
+    record, study = dataset.store.json("study.json"), read_study(dataset.store)
+    table = dataset.scanned("points", ["point_id", "replicate", *PARAMETER_COLUMNS, *MEASURED])
+    with connection({"points": table}, threads=1) as database:
+        frame = configurations(database)
+    if frame.empty:
+        raise DatasetError(f"{dataset.store.name}: holds no points yet; run the study first")
+    seal = dataset.store.seal()
+    digests = {"study": str(record["digest"]), "model_digest": str(record["model_digest"])}
+    digests |= {"root_digest": seal.root_digest, "content_digest": seal.content_digest} if seal else {}
+    return facts_of(frame, study, question_of(dataset), int(record["points"]), dataset.errors(), digests)
+
+
+def facts_of(
+    frame: pd.DataFrame, study: Study, question: str, planned: int, failed: pd.DataFrame, digests: Mapping[str, str]
+) -> Facts:
+    """From the rows of configurations(). Settings and scenarios are numbered in the order of their parameters."""
+    frame = frame.copy()
+    frame["base"], frame["moved"] = split_costs(frame["costs"])
+    varying = tuple(name for name in PARAMETER_COLUMNS if name in frame and frame[name].nunique() > 1)
+    own = frame.assign(costs=frame["base"])
+    roles = tuple(name for name in varying if name != "costs" or frame["base"].nunique() > 1)
+    own = own.loc[order_of(own, [name for name in (*CONDITIONS, *PARAMETER_COLUMNS) if name in varying])]
+    frame = frame.loc[own.index]
+    frame["setting"], settings = _numbered(own, chosen(roles), setting_label)
+    frame["scenario"], scenarios = _numbered(own, given(roles), scenario_label)
+    points = int(frame["replicates"].sum())
+    return Facts(study, question, points, planned, frame.reset_index(drop=True), varying, settings, scenarios, failed, digests)
+
+
+def configurations(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
+    """One row per configuration of table `points`, in the order of `id`; see Facts.frame."""
+    there = set(database.table("points").columns)
+    keys = [name for name in PARAMETER_COLUMNS if name in there]
+    means = [f"avg({name})::double as {name}" for name in MEASURED if name in there]
+    ranges = [f"min({TIME})::double as low", f"max({TIME})::double as high"]
+    columns = ", ".join([*keys, "min(point_id) as id", "count(*) as replicates", *ranges, *means])
+    rows = database.sql(f"select {columns} from points group by {', '.join(keys)} order by id").to_arrow_table()  # noqa: S608  our own names
+    frame: pd.DataFrame = rows.to_pandas(strings_to_categorical=True)
+    for name in MEASURED:
+        if name not in there:  # a dataset of an older version
+            frame[name] = 0.0
+    return frame.assign(costs=frame["costs"].astype(str), id=frame["id"].astype(str))
+
+
+def split_costs(costs: "pd.Series[str]") -> tuple["pd.Series[str]", "pd.Series[str]"]:
+    """('default', 'vm_exit_ns=low') of 'default@vm_exit_ns=low' where `default` itself is there; else the whole name, and ''."""
+    names = costs.unique()
+    bases = {name for name in names if "@" not in name}
+    parts = {name: tuple(name.split("@", 1)) if name.split("@", 1)[0] in bases and "@" in name else (name, "") for name in names}
+    return costs.map({name: part[0] for name, part in parts.items()}), costs.map({name: part[1] for name, part in parts.items()})
+
+
+def order_of(frame: pd.DataFrame, names: Sequence[str]) -> "pd.Index[Any]":
+    """The frame's index in the order of these columns, kernels as versions; rows that agree in all stay as they are."""
+    keys = pd.DataFrame({name: _places(frame[name]) for name in names}, index=frame.index)
+    return keys.sort_values(list(names), kind="stable").index if names else frame.index
+
+
+def _places(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    places = {value: place for place, value in enumerate(sorted(column.unique(), key=lambda value: rank(str(column.name), value)))}
+    return column.map(places).astype(int)
+
+
+def _numbered(frame: pd.DataFrame, names: Sequence[str], label: Any) -> tuple["pd.Series[int]", pd.DataFrame]:
+    """The number of each row's combination of `names`, in order of appearance, and the combinations with their labels."""
+    if not names:
+        return pd.Series(0, index=frame.index), pd.DataFrame({"label": [label({})]})
+    numbers = frame.groupby(list(names), sort=False, observed=True).ngroup()
+    rows = frame.loc[~numbers.duplicated(), list(names)].reset_index(drop=True)
+    rows = rows.astype({name: object for name in names})
+    return numbers, rows.assign(label=[label(dict(zip(names, values, strict=True))) for values in rows.itertuples(index=False)])
+
+
+def question_of(dataset: Dataset) -> str:
+    """The question at the head of study.toml ('# Question: ...'); '' without one."""
+    if not dataset.store.has("study.toml"):
+        return ""
+    head = dataset.store.storage.read("study.toml")[: 4 * MAX_QUESTION].decode("utf-8", "replace").splitlines()
+    comment = []
+    for line in head:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# ").rstrip())
+    text = " ".join(comment)
+    _, found, question = text.partition("Question:")
+    return question.strip()[:MAX_QUESTION] if found else ""
+
+

@@ -1,0 +1,254 @@
+"""How settings move along an axis (vCPUs, memory, share of pages read before they are written ...), all other conditions held.
+
+A *panel* is one such set of other conditions, a *line* a setting in it. With vCPUs as the axis, cores are held as vCPUs per core, and memory
+either whole or per vCPU: both are panels, where a study has both.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sweep.configs import Workload, digest_of
+from sweep.quantity import human_size
+from sweep.report.facts import TIME, Facts
+from sweep.report.roles import SETTINGS, scenario_label, setting_label
+from sweep.report.standings import MATTERS, Standings
+
+LINES, PANELS, VALUES, ROWS = 40, 24, 64, 1500  # at most so many of each in a chart
+HIGHLIGHTED = 8
+TOGETHER = "medians over all other conditions"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is moved: its column, what it is called, its unit; `scale` turns the column's values into that unit."""
+
+    column: str
+    title: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Field:
+    """A number of a workload's steps that a family of workloads differs in, and nothing else."""
+
+    name: str
+    axis: Axis
+
+
+FIELDS = (
+    Field("read_first", Axis("read_first", "share of pages read before they are written")),
+    Field("write_percent", Axis("write_percent", "writes among the accesses, %")),
+)
+AXES = (
+    Axis("vcpus", "vCPUs"),
+    Axis("memory_bytes", "memory, GiB", 1 / (1 << 30)),
+    *(field.axis for field in FIELDS),
+    Axis("thp_failure", "chance that a THP allocation fails"),
+    Axis("cores", "host cores"),
+    Axis("prealloc_threads", "threads that preallocate"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Lines along an axis. `rows`: panel, label (of the line's setting), rank (0 ... for the highlighted ones, -1 for the rest), x, y, low,
+    high (replicates), cost_low, cost_high (costs moved one by one; NaN where none is). `left_out`: (panels, lines) that are not shown."""
+
+    axis: Axis
+    rows: pd.DataFrame
+    left_out: tuple[int, int]
+
+
+def families(workloads: Mapping[str, Workload], name: str) -> dict[str, tuple[str, float]]:
+    """Workload -> (its family, the value of the field), for families whose workloads differ in that field alone and have two values of
+    it or more. A workload whose steps have several values of it belongs to none."""
+    found: dict[str, tuple[str, float]] = {}
+    for workload, content in workloads.items():
+        specs = [spec.model_dump(mode="json") for spec in content.specs]
+        values = {spec[name] for spec in specs if name in spec and spec["op"] == "touch" and _counts(spec, name)}
+        for spec in specs:
+            spec.pop(name, None)
+        if len(values) == 1:
+            found[workload] = (digest_of(specs), float(values.pop()))
+    values_of: dict[str, set[float]] = {}
+    for family, value in found.values():
+        values_of.setdefault(family, set()).add(value)
+    members = {family: sorted((value, name) for name, (own, value) in found.items() if own == family) for family in values_of}
+    return {
+        workload: (f"{members[family][0][1]} ... {members[family][-1][1]}", value)
+        for workload, (family, value) in found.items()
+        if len(values_of[family]) > 1
+    }
+
+
+def _counts(spec: Mapping[str, Any], name: str) -> bool:
+    """read_first is of the steps that write; write_percent of those that mix."""
+    return spec["access"] == "write" if name == "read_first" else spec["access"] == "mixed"
+
+
+def times(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with y, low, high: TIME in ms."""
+    rows = rows[rows[TIME] > 0]
+    return rows.assign(y=rows[TIME] / 1e6, low=rows["low"] / 1e6, high=rows["high"] / 1e6)
+
+
+def rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with y: accesses of all vCPUs in a second of the guest's time."""
+    rows = rows[(rows["guest_ns"] > 0) & (rows["touches"] > 0)]
+    rate = rows["touches"] / rows["guest_ns"] * 1e9
+    return rows.assign(y=rate, low=rate, high=rate)
+
+
+def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.DataFrame], pd.DataFrame] = times) -> Moves | None:
+    """The lines along an axis; None where the study does not move it."""
+    rows = measure(facts.frame)
+    field = next((field for field in FIELDS if field.axis == axis), None)
+    if field is not None:
+        family = families(facts.study.workloads, field.name)
+        rows = rows[rows["workload"].isin(family)]
+        names = rows["workload"].astype(str)
+        values, named = ({name: member[i] for name, member in family.items()} for i in (1, 0))
+        rows = rows.assign(**{axis.column: names.map(values).astype(float), "workload": names.map(named)})
+    if axis.column not in rows or rows[axis.column].nunique() < 2:
+        return None
+    lines = _lines_of(facts, axis, found, rows)
+    if any(block.sample for block in facts.study.blocks):  # no two points of a sample differ in one thing
+        chosen, left = lines[lines["moved"] == ""].assign(panel=TOGETHER), 0
+    else:
+        chosen, left = _chosen_panels(_panels(facts, axis, lines), found.reference)
+    if chosen.empty:
+        return None
+    shown, lines_left = _chosen_lines(chosen, found)
+    return Moves(axis, shown, (left, lines_left))
+
+
+def _lines_of(facts: Facts, axis: Axis, found: Standings, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `label`, `leader` (the setting's number; of several that fall together, the first) and `x`."""
+    if axis.column in SETTINGS:
+        own = facts.settings.drop(columns=[axis.column, "label"])
+        labels = own.apply(lambda values: setting_label(values.to_dict()), axis=1) if len(own.columns) else "all"
+        leaders = pd.Series(range(len(own))).groupby(labels if len(own.columns) else np.zeros(len(own))).transform("min")
+        rows = rows.assign(leader=rows["setting"].map(leaders), label=rows["setting"].map(pd.Series(labels, index=own.index)))
+    else:
+        rows = rows[rows["setting"].map(found.same) == rows["setting"]]
+        rows = rows.assign(leader=rows["setting"], label=rows["setting"].map(facts.settings["label"]))
+    return rows.assign(x=thinned(rows[axis.column].astype(float) * axis.scale))
+
+
+def thinned(x: "pd.Series[float]") -> "pd.Series[float]":
+    """Neighbouring values taken together (the lowest stands for them), where there are more than VALUES."""
+    values = np.unique(x)
+    if len(values) <= VALUES:
+        return x
+    bins = np.arange(len(values)) * VALUES // len(values)
+    return x.map(dict(zip(values, values[-(-bins * len(values) // VALUES)], strict=True)))
+
+
+def _panels(facts: Facts, axis: Axis, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `panel`. Along vCPUs a row is in several: cores as they are or per vCPU, memory as it is or per vCPU."""
+    others = {name: rows[name] for name in facts.given if name != axis.column and name in rows}
+    if axis.column != "vcpus":
+        return rows.assign(panel=_labels(others))
+    ways = [others]
+    for name, (per_vcpu, ratio) in _PER_VCPU.items():
+        if name in others:
+            relative = ratio(rows["vcpus"].astype(float), rows[name].astype(float))
+            ways += [{**{key: column for key, column in way.items() if key != name}, per_vcpu: relative} for way in ways]
+    return pd.concat([rows.assign(panel=_labels(way)) for way in ways])
+
+
+_PER_VCPU: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "cores": ("crowd", lambda vcpus, cores: vcpus / cores),
+    "memory_bytes": ("part", lambda vcpus, memory: memory / vcpus),
+}
+
+
+def _labels(held: Mapping[str, "pd.Series[Any]"]) -> "pd.Series[Any] | str":
+    """A label for each row from the conditions that are held, those left out that never change."""
+    keys = pd.DataFrame({name: column for name, column in held.items() if column.nunique() > 1})
+    if keys.empty:
+        return "everywhere"
+    numbers = keys.groupby(list(keys.columns), sort=False, observed=True).ngroup()
+    first = keys.loc[~numbers.duplicated().to_numpy()]
+    labels = [_panel_label(dict(zip(keys.columns, values, strict=True))) for values in first.itertuples(index=False)]
+    return numbers.map(dict(enumerate(labels)))
+
+
+def _panel_label(values: Mapping[str, Any]) -> str:
+    per_vcpu = {"crowd": lambda value: "a core for each vCPU" if value == 1 else f"{value:g} vCPUs a core", "part": lambda value: f"{human_size(value)} a vCPU"}
+    told = [per_vcpu[name](value) for name, value in values.items() if name in per_vcpu]
+    return ", ".join([scenario_label({name: value for name, value in values.items() if name not in per_vcpu}, ""), *told]).strip(", ")
+
+
+def _chosen_panels(rows: pd.DataFrame, reference: int) -> tuple[pd.DataFrame, int]:
+    """Rows of the panels that have a line with two values of x or more: first that of the reference scenario, then those with the most values;
+    and how many are left out."""
+    own = rows[rows["moved"] == ""]
+    values = own.groupby(["panel", "leader"], sort=False)["x"].nunique()
+    longest = values.groupby(level="panel", sort=False).max()
+    sizes = own.groupby("panel", sort=False).size()
+    usable = [panel for panel in longest.index if longest[panel] > 1]
+    seen = set(own[own["scenario"] == reference]["panel"])
+    ranked = sorted(usable, key=lambda panel: (panel not in seen, -longest[panel], -sizes[panel]))
+    kept: list[Any] = []
+    room = ROWS
+    for panel in ranked[:PANELS]:
+        room -= min(sizes[panel], LINES * VALUES)
+        if kept and room < 0:
+            break
+        kept.append(panel)
+    places = {panel: place for place, panel in enumerate(kept)}
+    chosen = rows[rows["panel"].isin(kept)]
+    return chosen.loc[chosen["panel"].map(places).sort_values(kind="stable").index.unique()] if kept else chosen, len(usable) - len(kept)
+
+
+def _chosen_lines(rows: pd.DataFrame, found: Standings) -> tuple[pd.DataFrame, int]:
+    """Aggregate to one row per panel, line and x; see Moves.rows."""
+    keys = ["panel", "label", "leader", "x"]
+    own = rows[rows["moved"] == ""].groupby(keys, sort=False, observed=True)
+    shown = own.agg(y=("y", "median"), low=("low", "min"), high=("high", "max"))
+    costs = rows.assign(moves=rows["moved"] != "").groupby(keys, sort=False, observed=True).agg(
+        least=("y", "min"), most=("y", "max"), moves=("moves", "any")
+    )
+    costs = costs[costs["moves"]]
+    shown = shown.assign(cost_low=costs["least"], cost_high=costs["most"]).reset_index()
+    leaders = _ranked(shown, found)
+    shown = shown[shown["leader"].isin(leaders[:LINES])]
+    shown = shown.assign(rank=shown["leader"].map({leader: place if place < HIGHLIGHTED else -1 for place, leader in enumerate(leaders)}))
+    return shown.drop(columns="leader"), max(0, len(leaders) - LINES)
+
+
+def _ranked(shown: pd.DataFrame, found: Standings) -> list[int]:
+    """Lines worth a colour first: those that win somewhere along the axis, then the most usual setting, then the rest spread over their
+    ranks from fast to slow."""
+    best = shown.groupby(["panel", "x"], sort=False)["y"].transform("min")
+    wins = shown[shown["y"] <= best * (1 + 1e-12)].groupby("leader").size().sort_values(ascending=False, kind="stable")
+    everyone = [int(leader) for leader in shown["leader"].unique()]
+    by_speed = [int(number) for number in found.table.index if number in everyone]
+    by_speed += [leader for leader in everyone if leader not in by_speed]
+    first = list(dict.fromkeys([*(int(leader) for leader in wins.index[: HIGHLIGHTED // 2]), min(everyone)]))
+    rest = [leader for leader in by_speed if leader not in first]
+    room = max(1, HIGHLIGHTED - len(first))
+    spread = [rest[i * (len(rest) - 1) // max(1, room - 1)] for i in range(min(room, len(rest)))]
+    return list(dict.fromkeys([*first, *spread, *rest]))
+
+
+def winners(rows: pd.DataFrame) -> pd.DataFrame:
+    """Who takes the least time from where to where: panel, from, to, label. A line within MATTERS of the least goes on winning."""
+    found: list[dict[str, Any]] = []
+    for panel, group in rows.groupby("panel", sort=False, observed=True):
+        last: dict[str, Any] = {}
+        for x, here in group.sort_values("x", kind="stable").groupby("x"):
+            if len(here) < 2:
+                continue
+            good = set(here[here["y"] <= here["y"].min() * (1 + MATTERS)]["label"])
+            if last.get("label") in good:
+                last["to"] = x
+            else:
+                last = {"panel": panel, "from": x, "to": x, "label": here.loc[here["y"].idxmin(), "label"]}
+                found.append(last)
+    return pd.DataFrame(found, columns=["panel", "from", "to", "label"])
