@@ -149,7 +149,7 @@ def notes(facts: Facts) -> list[str]:
         found.append(f"{facts.points:,} of {facts.planned:,} points are there; {len(facts.failed):,} failed.")
     if facts.points > SAMPLED_POINTS:
         found.append(
-            f"{facts.points:,} points: the table of configurations has an even sample of at most {SAMPLED_POINTS:,} points, always the same; "
-            f"answers and charts are made from all."
+            f"{facts.points:,} points: the table of configurations has an even sample of at most {SAMPLED_POINTS:,}, always the same; "
+            f"answer and lines are made from all."
         )
     return found

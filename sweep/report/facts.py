@@ -4,7 +4,7 @@ A configuration is a point without its replicate. Sums and means are made by Duc
 thread: the same rows give the same bits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,7 @@ QUANTILES: Mapping[str, str] = {
     "fault_p90_ns": "90 %",
     "fault_p99_ns": "99 %",
     "fault_p999_ns": "99.9 %",
-    "fault_max_ns": "most",
+    "fault_max_ns": "max",
 }
 COUNTS = ("exits", "pf_retry", "mmu_lock_write", "touches", "held_bytes")
 MEASURED = (*COUNTS, "guest_ns", "total_ns", "fault_ns", "pages_per_s_per_vcpu", *PARTS, *QUANTILES)
@@ -89,9 +89,7 @@ def gather(dataset: Dataset) -> Facts:
     return facts_of(frame, study, question_of(dataset), int(record["points"]), dataset.errors(), digests)
 
 
-def facts_of(
-    frame: pd.DataFrame, study: Study, question: str, planned: int, failed: pd.DataFrame, digests: Mapping[str, str]
-) -> Facts:
+def facts_of(frame: pd.DataFrame, study: Study, question: str, planned: int, failed: pd.DataFrame, digests: Mapping[str, str]) -> Facts:
     """From the rows of configurations(). Settings and scenarios are numbered in the order of their parameters."""
     frame = frame.copy()
     frame["base"], frame["moved"] = split_costs(frame["costs"])
@@ -100,8 +98,8 @@ def facts_of(
     roles = tuple(name for name in varying if name != "costs" or frame["base"].nunique() > 1)
     own = own.loc[order_of(own, [name for name in (*CONDITIONS, *PARAMETER_COLUMNS) if name in varying])]
     frame = frame.loc[own.index]
-    frame["setting"], settings = _numbered(own, chosen(roles), setting_label)
-    frame["scenario"], scenarios = _numbered(own, given(roles), scenario_label)
+    frame["setting"], settings = numbered(own, chosen(roles), setting_label)
+    frame["scenario"], scenarios = numbered(own, given(roles), scenario_label)
     points = int(frame["replicates"].sum())
     return Facts(study, question, points, planned, frame.reset_index(drop=True), varying, settings, scenarios, failed, digests)
 
@@ -140,13 +138,15 @@ def _places(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column.map(places).astype(int)
 
 
-def _numbered(frame: pd.DataFrame, names: Sequence[str], label: Any) -> tuple["pd.Series[int]", pd.DataFrame]:
+def numbered(
+    frame: pd.DataFrame, names: Sequence[str], label: Callable[[Mapping[str, object]], str]
+) -> tuple["pd.Series[int]", pd.DataFrame]:
     """The number of each row's combination of `names`, in order of appearance, and the combinations with their labels."""
     if not names:
         return pd.Series(0, index=frame.index), pd.DataFrame({"label": [label({})]})
     numbers = frame.groupby(list(names), sort=False, observed=True).ngroup()
     rows = frame.loc[~numbers.duplicated(), list(names)].reset_index(drop=True)
-    rows = rows.astype({name: object for name in names})
+    rows = rows.astype(dict.fromkeys(names, object))
     return numbers, rows.assign(label=[label(dict(zip(names, values, strict=True))) for values in rows.itertuples(index=False)])
 
 
@@ -163,5 +163,3 @@ def question_of(dataset: Dataset) -> str:
     text = " ".join(comment)
     _, found, question = text.partition("Question:")
     return question.strip()[:MAX_QUESTION] if found else ""
-
-

@@ -1,7 +1,7 @@
 """How settings move along an axis (vCPUs, memory, share of pages read before they are written ...), all other conditions held.
 
-A *panel* is one such set of other conditions, a *line* a setting in it. With vCPUs as the axis, cores are held as vCPUs per core, and memory
-either whole or per vCPU: both are panels, where a study has both.
+A *panel* is one such set of other conditions, a *line* a setting in it. Along vCPUs, cores and memory are held either as they are or
+per vCPU: both are panels, where a study has both.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,8 +55,10 @@ AXES = (
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """Lines along an axis. `rows`: panel, label (of the line's setting), rank (0 ... for the highlighted ones, -1 for the rest), x, y, low,
-    high (replicates), cost_low, cost_high (costs moved one by one; NaN where none is). `left_out`: (panels, lines) that are not shown."""
+    """Lines along an axis. `rows`: panel, label (of the line's setting), rank (0 ... for the highlighted ones, -1 for the rest), x, last
+    (the line's last row), y; with its ranges over replicates (y_low, y_high) and over costs moved one by one (y_cost_low, y_cost_high; NaN
+    where none is); and the same of `more`: how much more y is than the least of all lines there, in %. `left_out`: (panels, lines) that are
+    not shown."""
 
     axis: Axis
     rows: pd.DataFrame
@@ -87,20 +89,20 @@ def families(workloads: Mapping[str, Workload], name: str) -> dict[str, tuple[st
 
 def _counts(spec: Mapping[str, Any], name: str) -> bool:
     """read_first is of the steps that write; write_percent of those that mix."""
-    return spec["access"] == "write" if name == "read_first" else spec["access"] == "mixed"
+    return bool(spec["access"] == ("write" if name == "read_first" else "mixed"))
 
 
 def times(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with y, low, high: TIME in ms."""
+    """Rows with y, y_low, y_high: TIME in ms."""
     rows = rows[rows[TIME] > 0]
-    return rows.assign(y=rows[TIME] / 1e6, low=rows["low"] / 1e6, high=rows["high"] / 1e6)
+    return rows.assign(y=rows[TIME] / 1e6, y_low=rows["low"] / 1e6, y_high=rows["high"] / 1e6)
 
 
 def rates(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with y: accesses of all vCPUs in a second of the guest's time."""
     rows = rows[(rows["guest_ns"] > 0) & (rows["touches"] > 0)]
     rate = rows["touches"] / rows["guest_ns"] * 1e9
-    return rows.assign(y=rate, low=rate, high=rate)
+    return rows.assign(y=rate, y_low=rate, y_high=rate)
 
 
 def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.DataFrame], pd.DataFrame] = times) -> Moves | None:
@@ -112,7 +114,8 @@ def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.Data
         rows = rows[rows["workload"].isin(family)]
         names = rows["workload"].astype(str)
         values, named = ({name: member[i] for name, member in family.items()} for i in (1, 0))
-        rows = rows.assign(**{axis.column: names.map(values).astype(float), "workload": names.map(named)})
+        rows = rows.assign(workload=names.map(named))
+        rows[axis.column] = names.map(values).astype(float)
     if axis.column not in rows or rows[axis.column].nunique() < 2:
         return None
     lines = _lines_of(facts, axis, found, rows)
@@ -179,14 +182,17 @@ def _labels(held: Mapping[str, "pd.Series[Any]"]) -> "pd.Series[Any] | str":
 
 
 def _panel_label(values: Mapping[str, Any]) -> str:
-    per_vcpu = {"crowd": lambda value: "a core for each vCPU" if value == 1 else f"{value:g} vCPUs a core", "part": lambda value: f"{human_size(value)} a vCPU"}
+    per_vcpu = {
+        "crowd": lambda value: "a core for each vCPU" if value == 1 else f"{value:g} vCPUs a core",
+        "part": lambda value: f"{human_size(value)} a vCPU",
+    }
     told = [per_vcpu[name](value) for name, value in values.items() if name in per_vcpu]
     return ", ".join([scenario_label({name: value for name, value in values.items() if name not in per_vcpu}, ""), *told]).strip(", ")
 
 
 def _chosen_panels(rows: pd.DataFrame, reference: int) -> tuple[pd.DataFrame, int]:
-    """Rows of the panels that have a line with two values of x or more: first that of the reference scenario, then those with the most values;
-    and how many are left out."""
+    """Rows of the panels that have a line with two values of x or more: first that of the reference scenario, then those with the most
+    values; and how many are left out."""
     own = rows[rows["moved"] == ""]
     values = own.groupby(["panel", "leader"], sort=False)["x"].nunique()
     longest = values.groupby(level="panel", sort=False).max()
@@ -207,19 +213,30 @@ def _chosen_panels(rows: pd.DataFrame, reference: int) -> tuple[pd.DataFrame, in
 
 
 def _chosen_lines(rows: pd.DataFrame, found: Standings) -> tuple[pd.DataFrame, int]:
-    """Aggregate to one row per panel, line and x; see Moves.rows."""
+    """One row per panel, line and x; see Moves.rows."""
     keys = ["panel", "label", "leader", "x"]
     own = rows[rows["moved"] == ""].groupby(keys, sort=False, observed=True)
-    shown = own.agg(y=("y", "median"), low=("low", "min"), high=("high", "max"))
-    costs = rows.assign(moves=rows["moved"] != "").groupby(keys, sort=False, observed=True).agg(
-        least=("y", "min"), most=("y", "max"), moves=("moves", "any")
-    )
-    costs = costs[costs["moves"]]
-    shown = shown.assign(cost_low=costs["least"], cost_high=costs["most"]).reset_index()
+    shown = own.agg(y=("y", "median"), y_low=("y_low", "min"), y_high=("y_high", "max")).reset_index()
+    least = shown.groupby(["panel", "x"], sort=False)["y"].transform("min")
+    shown = shown.assign(**{f"more{end}": 100 * (shown[f"y{end}"] / least - 1) for end in ("", "_low", "_high")})
+    shown = shown.merge(_cost_ranges(rows, shown[shown["y"] == least], keys), on=keys, how="left")
     leaders = _ranked(shown, found)
     shown = shown[shown["leader"].isin(leaders[:LINES])]
-    shown = shown.assign(rank=shown["leader"].map({leader: place if place < HIGHLIGHTED else -1 for place, leader in enumerate(leaders)}))
-    return shown.drop(columns="leader"), max(0, len(leaders) - LINES)
+    ranks = {leader: place if place < HIGHLIGHTED else -1 for place, leader in enumerate(leaders)}
+    last = shown.groupby(["panel", "leader"], sort=False)["x"].transform("max") == shown["x"]
+    return shown.assign(rank=shown["leader"].map(ranks), last=last).drop(columns="leader"), max(0, len(leaders) - LINES)
+
+
+def _cost_ranges(rows: pd.DataFrame, best: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Ranges of y and `more` over moved costs. `more` compares with what takes least at unmoved costs (`best`), under the same moved
+    cost."""
+    moved = rows[rows["moved"] != ""].groupby([*keys, "moved"], sort=False, observed=True)["y"].mean().reset_index()
+    winner = best.drop_duplicates(["panel", "x"])[["panel", "x", "leader"]]
+    against = moved.merge(winner, on=["panel", "x", "leader"])[["panel", "x", "moved", "y"]].rename(columns={"y": "least"})
+    moved = moved.merge(against, on=["panel", "x", "moved"], how="left")
+    moved = moved.assign(more=100 * (moved["y"] / moved["least"] - 1))
+    ranges = {f"{name}_cost_{end}": (name, how) for name in ("y", "more") for end, how in (("low", "min"), ("high", "max"))}
+    return moved.groupby(keys, sort=False, observed=True).agg(**ranges).reset_index()
 
 
 def _ranked(shown: pd.DataFrame, found: Standings) -> list[int]:
@@ -249,6 +266,6 @@ def winners(rows: pd.DataFrame) -> pd.DataFrame:
             if last.get("label") in good:
                 last["to"] = x
             else:
-                last = {"panel": panel, "from": x, "to": x, "label": here.loc[here["y"].idxmin(), "label"]}
+                last = {"panel": panel, "from": x, "to": x, "label": here["label"].iloc[int(here["y"].argmin())]}
                 found.append(last)
     return pd.DataFrame(found, columns=["panel", "from", "to", "label"])

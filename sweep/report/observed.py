@@ -38,10 +38,12 @@ def observed_table(frame: pd.DataFrame, observations: Sequence[Observation]) -> 
     note = f"no point of this dataset has the parameters of {', '.join(missing)}" if missing else ""
     if found.empty:
         return ReportTable(TITLE, found, note)
-    texts = {name: [_cell(name, value) for value in found[name]] for name in found if name not in ("predicted", "observed")}
-    ratios = [f"{value:.3f}" for value in found["predicted"] / found["observed"]]
-    figures = {name: [_figure(value) for value in found[name]] for name in ("predicted", "observed")}
-    return ReportTable(TITLE, pd.DataFrame({**texts, **figures, "predicted/observed": ratios}), note)
+    columns: dict[str, list[str]] = {}
+    for name in map(str, found):
+        figures = name in ("predicted", "observed")
+        columns[name] = [_figure(value) if figures else _cell(name, value) for value in found[name]]
+    columns["predicted/observed"] = [f"{value:.3f}" for value in found["predicted"] / found["observed"]]
+    return ReportTable(TITLE, pd.DataFrame(columns), note)
 
 
 TITLE = "Prediction beside observation"

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: digests, how much of it there is, what made it. Nothing that says when, so that the same data give the same page."""
+"""Where a dataset comes from: digests, how much of it there is, what made it. Nothing that says when: the same data give the same page."""
 
 import re
 from collections.abc import Mapping
@@ -29,8 +29,18 @@ def provenance(dataset: Dataset, facts: Facts) -> list[ReportTable]:
 
 def _counts(facts: Facts) -> Mapping[str, str]:
     state = "sealed" if "root_digest" in facts.digests else "not sealed: further points may come"
-    counts = {"study": facts.study.name, "points": f"{facts.points:,} of {facts.planned:,}", "failed": f"{len(facts.failed):,}", "state": state}
-    return {**counts, "configurations": f"{len(facts.frame):,}", "seed": str(facts.study.seed), **{_name(key): value for key, value in facts.digests.items()}}
+    counts = {
+        "study": facts.study.name,
+        "points": f"{facts.points:,} of {facts.planned:,}",
+        "failed": f"{len(facts.failed):,}",
+        "state": state,
+    }
+    return {
+        **counts,
+        "configurations": f"{len(facts.frame):,}",
+        "seed": str(facts.study.seed),
+        **{_name(key): value for key, value in facts.digests.items()},
+    }
 
 
 def _name(key: str) -> str:

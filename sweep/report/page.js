@@ -2,6 +2,7 @@
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const PAGE_ROWS = 100;
+  const LINE = 22; // pixels of a bar
   const UNITS = { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 };
 
   const make = (name, attributes = {}, ...children) => {
@@ -57,16 +58,15 @@
     const body = place.querySelector("tbody");
     const count = make("span", { role: "status" });
     const more = make("button", { type: "button" }, "more rows");
-    const input = make("input", { type: "search", "aria-label": "filter rows", placeholder: "filter: hugetlb kernel=6.5 vcpus>=8" });
+    const input = make("input", { type: "search", "aria-label": "filter rows", placeholder: data.columns.some((column) => column.name === "vcpus") ? "filter: hugetlb kernel=6.5 vcpus>=8" : "filter" });
     const state = { rows: filtered(data, ""), column: -1, sign: 1, shown: PAGE_ROWS };
-    if (data.columns.some((column) => column.kind === "text" && String(at(column, 0)).length > 60)) place.classList.add("long");
     const numeric = data.columns.map((column) => column.kind === "number");
     heads.forEach((head, i) => numeric[i] && head.classList.add("number"));
 
     const draw = () => {
       const order = state.column < 0 ? state.rows : sorted(state.rows, data.columns[state.column], state.sign);
       body.replaceChildren(...order.slice(0, state.shown).map((row) => make("tr", {}, ...data.columns.map((column, i) => {
-        const cell = make("td", numeric[i] ? { class: "number" } : {});
+        const cell = make("td", { "data-name": column.name, ...(numeric[i] ? { class: "number" } : {}) });
         cell.textContent = at(column, row) ?? "";
         return cell;
       }))));
@@ -87,9 +87,12 @@
     });
     input.addEventListener("input", () => { state.rows = filtered(data, input.value); state.shown = PAGE_ROWS; draw(); });
     more.addEventListener("click", () => { state.shown *= 10; draw(); });
-    if (data.rows > 8) place.prepend(make("div", { class: "tools" }, input, count, more));
+    if (data.rows > 15) place.prepend(make("div", { class: "tools" }, input, count, more));
     draw();
   };
+
+  /* No eval, no styles of its own, errors only. */
+  const OPTIONS = { ast: true, actions: false, renderer: "svg", defaultStyle: false, logLevel: 1, tooltip: { disableDefaultStyle: true } };
 
   /* Rows of a chart as objects, of one panel. */
   const rowsOf = (data, panel) => {
@@ -115,7 +118,7 @@
     for (const row of rows) {
       const word = row.legend ?? row.label;
       if (row.legend === undefined && row.mark === "") quiet.add(row.label);
-      else named.set(word, [row.colour, row.mark]);
+      else named.set(word, [row.colour, row.mark === "-" ? "" : row.mark]);
     }
     const entries = [...named].sort((a, b) => natural.compare(a[1][1] ?? "", b[1][1] ?? ""));
     const items = entries.map(([word, [colour, mark]]) => make("li", {}, swatch(colour), (mark ? `${mark}  ` : "") + word));
@@ -125,7 +128,7 @@
 
   /* The rows of a drawing as a table, for those who do not see it. */
   const asTable = (place, data, rows) => {
-    const hidden = new Set(["panel", "colour", "rank"]);
+    const hidden = new Set(["panel", "colour", "rank", "last"]);
     const names = data.columns.map((column) => column.name).filter((name) => !hidden.has(name));
     const cells = (kind, values) => make("tr", {}, ...values.map((value) => make(kind, kind === "th" ? { scope: "col" } : {}, String(value ?? ""))));
     const drawn = make("table", {}, make("thead", {}, cells("th", names)), make("tbody", {}, ...rows.map((row) => cells("td", names.map((name) => row[name])))));
@@ -138,27 +141,34 @@
     const which = data.columns.find((column) => column.name === "panel");
     const panels = [...new Set(Array.from({ length: data.rows }, (_, row) => at(which, row)))];
     const details = make("details", {}, make("summary", { class: "note" }, "the same as a table"), make("div"));
-    let view = null;
+    let drawn = null;
     let current = panels[0];
+    let view = data.views[0][1];
 
     const draw = async () => {
       const rows = rowsOf(data, current);
       legend(figure.querySelector(".legend"), rows);
       if (details.open) asTable(details.lastChild, data, rows);
-      if (view) view.finalize();
+      if (drawn) drawn.finalize();
       const title = figure.querySelector("figcaption b").textContent;
-      const spec = { ...data.spec, description: panels.length > 1 ? `${title}: ${current}` : title, datasets: { rows } };
-      view = await window.vegaEmbed(drawing, spec, { ast: true, actions: false, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true } });
+      const height = view.height ?? LINE * new Set(rows.map((row) => row.label)).size;
+      const spec = { ...view, height, description: panels.length > 1 ? `${title}: ${current}` : title, datasets: { rows } };
+      drawn = await window.vegaEmbed(drawing, spec, OPTIONS);
       figure.dataset.drawn = "yes";
     };
 
     details.addEventListener("toggle", () => details.open && asTable(details.lastChild, data, rowsOf(data, current)));
     figure.append(details);
-    if (panels.length > 1) {
-      const select = make("select", {}, ...panels.map((panel, i) => make("option", { value: i }, panel)));
-      select.addEventListener("change", () => { current = panels[Number(select.value)]; draw(); });
-      figure.insertBefore(make("div", { class: "tools" }, make("label", {}, "shown for ", select)), drawing);
-    }
+    const choices = make("div", { class: "tools" });
+    const choose = (label, names, act) => {
+      if (names.length < 2) return;
+      const select = make("select", {}, ...names.map((name, i) => make("option", { value: i }, name)));
+      select.addEventListener("change", () => { act(Number(select.value)); draw(); });
+      choices.append(make("label", {}, label, select));
+    };
+    choose("for", panels, (i) => { current = panels[i]; });
+    choose("as", data.views.map(([name]) => name), (i) => { view = data.views[i][1]; });
+    figure.insertBefore(choices, drawing);
     return draw();
   };
 

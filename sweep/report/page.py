@@ -1,8 +1,8 @@
 """The page: one HTML file with its script, style and data inside, no network, every name escaped (docs/adr/0012).
 
 Text goes through jinja2's autoescape. Data go as JSON with <, > and & escaped into a script element that is no script. What may run or
-style is named by its SHA-256 in the Content-Security-Policy, so that nothing else can; charts are computed by Vega's expression interpreter, which
-needs no eval.
+style is named by its SHA-256 in the Content-Security-Policy, so that nothing else can; charts are computed by Vega's expression
+interpreter, which needs no eval.
 """
 
 import base64
@@ -24,6 +24,7 @@ from sweep.report.sections import Drawn
 from sweep.report.tables import ReportTable
 
 STATIC_ROWS = 25  # of a table that are in the HTML itself: for readers without scripts, and before they run
+LONG = 60  # characters of a cell that is a sentence
 DIGITS = 5  # of a number in a chart
 _NUMBER = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?(e[-+]?[0-9]+)?( ?(B|[KMGT]iB|%))?( ?\(.*\))?|-?", re.ASCII | re.DOTALL)
 
@@ -44,11 +45,11 @@ class Page:
 def render(page: Page) -> bytes:
     """The file, UTF-8."""
     data = [_data(piece) for section in page.sections for piece in section.pieces if not isinstance(piece, str)]
-    charted = any("spec" in entry for entry in data)
+    charted = any("views" in entry for entry in data)
     library = _library() if charted else ""
     script, style = _asset("page.js"), _asset("page.css")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.tests |= {"text": lambda piece: isinstance(piece, str), "chart": lambda piece: isinstance(piece, Chart)}
+    environment.tests |= {"text": lambda piece: isinstance(piece, str), "chart": lambda piece: isinstance(piece, Chart), "long": _is_long}
     text = environment.from_string(_asset("page.html.jinja")).render(
         page=page,
         static_rows=STATIC_ROWS,
@@ -79,10 +80,15 @@ def embedded(value: Any) -> str:
     return text
 
 
+def _is_long(piece: ReportTable) -> bool:
+    """A table of sentences, not of figures: its cells are wrapped, and stand below one another on a phone."""
+    return any(piece.frame[name].astype(str).str.len().max() > LONG for name in piece.frame) if len(piece.frame) else False
+
+
 def _data(piece: ReportTable | Chart) -> dict[str, Any]:
     if isinstance(piece, ReportTable):
         return {"columns": columns(piece.frame), "rows": len(piece.frame)}
-    return {"columns": columns(piece.rows), "rows": len(piece.rows), "spec": piece.spec}
+    return {"columns": columns(piece.rows), "rows": len(piece.rows), "views": list(piece.views.items())}
 
 
 def columns(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -91,7 +97,7 @@ def columns(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _column(name: str, column: "pd.Series[Any]") -> dict[str, Any]:
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+    if pd.api.types.is_numeric_dtype(column.dtype):
         return {"name": name, "kind": "number", "values": [short(value) for value in column.tolist()]}
     texts = [str(value) for value in column.tolist()]
     kind = "number" if name != "kernel" and all(_NUMBER.fullmatch(text) for text in set(texts)) else "text"
@@ -102,7 +108,7 @@ def _column(name: str, column: "pd.Series[Any]") -> dict[str, Any]:
 
 
 def short(value: float) -> float | int | None:
-    """A number with DIGITS digits, whole where it is; None for what JSON does not have."""
+    """A number with DIGITS digits, whole where it is (a truth value as 1 or 0); None for what JSON does not have."""
     if not math.isfinite(value):
         return None
     rounded = float(f"{value:.{DIGITS}g}")
@@ -120,5 +126,3 @@ def _library() -> str:
 @lru_cache(maxsize=8)
 def _asset(name: str) -> str:
     return files("sweep.report").joinpath(name).read_text("utf-8")
-
-

@@ -31,7 +31,9 @@ def latencies(facts: Facts, found: Standings) -> pd.DataFrame:
     """panel, label, rank, quantile, y (us): one row per quantile; configurations without a fault are left out."""
     rows = scenes(facts, found, len(QUANTILES))
     rows = rows[rows["fault_max_ns"] > 0]
-    parts = [rows[["panel", "label", "rank", "order", "place"]].assign(quantile=name, y=rows[column] / 1e3) for column, name in QUANTILES.items()]
+    parts = [
+        rows[["panel", "label", "rank", "order", "place"]].assign(quantile=name, y=rows[column] / 1e3) for column, name in QUANTILES.items()
+    ]
     return pd.concat(parts).sort_values(["order", "place"], kind="stable").drop(columns=["order", "place"])
 
 
@@ -46,7 +48,9 @@ def time_parts(facts: Facts, found: Standings) -> pd.DataFrame:
     used = [column for column in names if whole[column].sum() > 0]
     total = whole.sum(axis=1)
     made = [
-        rows[["panel", "label", "order", "place"]].assign(part=names[column], rank=rank, x=whole[column] / 1e6, share=100 * whole[column] / total)
+        rows[["panel", "label", "order", "place"]].assign(
+            part=names[column], rank=rank, x=whole[column] / 1e6, share=100 * whole[column] / total
+        )
         for rank, column in enumerate(used)
     ]
     if not made:

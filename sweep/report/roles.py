@@ -27,7 +27,7 @@ SETTINGS = (
 )
 CONDITIONS = ("workload", "kernel", "vcpus", "memory_bytes", "cores", "smt", "thp_failure", "offset_bytes", "guest_page_bytes", "costs")
 PROMOTED = ("kernel", "smt", "guest_page_bytes")  # the first that varies is what is compared, where no setting varies
-DEFAULTS: Mapping[str, Any] = Point().columns()
+DEFAULTS: Mapping[str, Any] = Point.model_validate({}).columns()
 ALWAYS = ("backing", *PROMOTED)  # said even where it is the default
 SIZES = ("memory_bytes", "offset_bytes", "guest_page_bytes")
 _WORDS: Mapping[str, str] = {"vcpus": "{} vCPU{s}", "cores": "{} core{s}", "smt": "{} thread{s} a core", "thp_failure": "THP failure {:g}"}

@@ -80,9 +80,11 @@ def _lines(found: Moves) -> list[Piece]:
         "Time of the guest and of the VMM's steps. Bands: least to greatest replicate. Bars: each cost alone at the ends of its range, "
         "where the study moves costs. Grey: further settings." + _left_out(found)
     )
-    spec = charts.lines(found.rows, title, "time, ms", "replicates", "costs")
-    pieces: list[Piece] = [Chart(f"Time along {title}", caption, spec, coloured(found.rows, found.rows["rank"]))]
-    return pieces + _flips(found)
+    rows = coloured(found.rows, found.rows["rank"])
+    rows = rows.rename(columns={f"y{end}": f"time{end}" for end in ("", "_low", "_high", "_cost_low", "_cost_high")})
+    rows = rows.dropna(axis=1, how="all")  # ranges over costs, where none are moved
+    views = {name: charts.lines(rows, title, measure) for name, measure in charts.time_measures(rows).items()}
+    return [Chart(f"Time along {title}", caption, views, rows), *_flips(found)]
 
 
 def _left_out(found: Moves) -> str:
@@ -99,7 +101,8 @@ def _flips(found: Moves) -> list[Piece]:
     panels = won["panel"].nunique()
     if not panels:
         return []
-    text = f"Under {panels - changing['panel'].nunique():,} of {panels:,} conditions the same setting stays within {MATTERS:.0%} of the least time."
+    same = panels - changing["panel"].nunique()
+    text = f"Under {same:,} of {panels:,} conditions the same setting stays within {MATTERS:.0%} of the least time."
     if changing.empty:
         return [text]
     ends = [[f"{value:.6g}" for value in changing[name]] for name in ("from", "to")]
@@ -117,9 +120,10 @@ def _scaling(found: Moves) -> list[Piece]:
     first = rows.loc[rows.groupby("panel", sort=False)["x"].idxmin()].set_index("panel")
     leader = rows["label"] == rows["panel"].map(first["label"])
     ideal = rows["x"] / rows["panel"].map(first["x"]) * rows["panel"].map(first["y"])
-    rows = rows[["panel", "label", "x", "y", "colour", "mark"]].assign(ideal=ideal.where(leader))
+    rows = rows[["panel", "label", "x", "y", "last", "colour", "mark"]].assign(ideal=ideal.where(leader))
     spec = charts.scaling(rows, "vCPUs", "accesses in a second, all vCPUs")
-    return [Chart("Accesses per second along vCPUs", "Both axes are logarithmic; the dashed line is proportional to vCPUs." + _left_out(found), spec, rows)]
+    caption = "Both axes are logarithmic; the dashed line is proportional to vCPUs." + _left_out(found)
+    return [Chart("Accesses per second along vCPUs", caption, {"": spec}, rows)]
 
 
 # --- inside one scenario
@@ -128,22 +132,23 @@ def _scaling(found: Moves) -> list[Piece]:
 def _latencies(rows: pd.DataFrame) -> list[Piece]:
     caption = "From exit to re-entry, waiting included; means over replicates. The fastest settings have letters."
     spec = charts.quantiles(list(QUANTILES.values()), "latency, us")
-    return [Chart("Latency of single faults", caption, spec, coloured(rows, rows["rank"]))]
+    rows = rows.assign(last=rows["quantile"] == list(QUANTILES.values())[-1])
+    return [Chart("Latency of single faults", caption, {"": spec}, coloured(rows, rows["rank"]))]
 
 
 def _time_parts(rows: pd.DataFrame) -> list[Piece]:
     caption = (
-        "Summed over vCPUs and the VMM's threads: what faults and the VMM's own work took, by what it went to. Fastest settings first. The guest's own "
-        "work is not in it."
+        "Summed over vCPUs and the VMM's threads: what faults and the VMM's own work took, by what it went to. Fastest settings first. The "
+        "guest's own work is not in it."
     )
     data = coloured(rows, rows["rank"]).assign(legend=rows["part"])
-    return [Chart("Where the time goes", caption, charts.bars("summed time, ms"), data.drop(columns="mark"))]
+    return [Chart("Where the time goes", caption, {"": charts.bars("summed time, ms")}, data.drop(columns="mark"))]
 
 
 def _memory(rows: pd.DataFrame) -> list[Piece]:
     caption = "Memory that the host holds at the end, beside time. Letters: settings that no other one beats in both."
     spec = charts.scatter(rows, "memory held, MiB", "time, ms")
-    return [Chart("Memory held beside speed", caption, spec, coloured(rows, rows["rank"]))]
+    return [Chart("Memory held beside speed", caption, {"": spec}, coloured(rows, rows["rank"]))]
 
 
 def _memory_needs(material: Material) -> pd.DataFrame:
@@ -174,7 +179,13 @@ def _claims(claims: Sequence[Judged]) -> list[Piece]:
         }
         for judged in claims
     ]
-    return [ReportTable("Claims and verdicts", pd.DataFrame(rows), "a verdict holds in every replicate and over the range of every cost, or says where not")]
+    return [
+        ReportTable(
+            "Claims and verdicts",
+            pd.DataFrame(rows),
+            "a verdict holds in every replicate and over the range of every cost, or says where not",
+        )
+    ]
 
 
 def _break_even(found: Sensitivity) -> list[Piece]:
@@ -183,7 +194,10 @@ def _break_even(found: Sensitivity) -> list[Piece]:
     if flips.empty:
         text += "No cost alone turns that round inside its range."
     else:
-        ends = "; ".join(f"{row.cost} at {row.flips:,.0f} (now {row.value:,}, range {row.range_low:,} ... {row.range_high:,})" for row in flips.itertuples())
+        ends = "; ".join(
+            f"{row.cost} at {row.flips:,.0f} (now {row.value:,}, range {row.range_low:,} ... {row.range_high:,})"
+            for row in flips.itertuples()
+        )
         text += f"It turns round at {ends}."
     if found.flipped is not None:
         text += f" With all costs drawn from their ranges at once, {found.rival} wins in {found.flipped:.1%} of the draws."
@@ -193,9 +207,13 @@ def _break_even(found: Sensitivity) -> list[Piece]:
     rows = pd.DataFrame({"panel": "", "label": effects["cost"], "x": found.mean, "low": effects["low"], "high": effects["high"]})
     rows = rows.assign(low=rows[["low", "high", "x"]].min(axis=1), high=rows[["low", "high", "x"]].max(axis=1))
     ranks = effects["flips"].isna().astype(int)
-    legend = ranks.map({0: "turns the answer round", 1: "does not"})
-    caption = f"Each bar: one cost from one end of its range to the other, the others as they are. {found.note[0].upper()}{found.note[1:]}."
-    chart = Chart("What moves the difference", caption, charts.effects(f"{found.best}: less time than {found.rival}, %"), coloured(rows, 3 - 3 * ranks).assign(legend=legend).drop(columns="mark"))
+    legend = ranks.map({0: "turns the answer round in its range", 1: "does not turn it round"})
+    caption = (
+        f"How much less time {found.best} takes than {found.rival}; left of the dashed line it takes more. Each bar: one cost from one end "
+        f"of its range to the other, the others as they are. {found.note[0].upper()}{found.note[1:]}."
+    )
+    data = coloured(rows, 3 - 3 * ranks).assign(legend=legend).drop(columns="mark")
+    chart = Chart("What moves the difference", caption, {"": charts.effects("less time than the other, %")}, data)
     return [text, chart, _effects_table(found)]
 
 
@@ -231,9 +249,17 @@ def _observed(needed: tuple[pd.DataFrame, Sequence[ReportTable]]) -> list[Piece]
     if found.empty:
         return list(tables)
     places = {name: place for place, name in enumerate(dict.fromkeys(found["costs"]))}
-    rows = pd.DataFrame({"panel": found["metric"], "label": found["observation"] + ", " + found["costs"].astype(str), "x": found["observed"], "y": found["predicted"]})
-    data = coloured(rows, found["costs"].astype(str).map(places).astype(int)).assign(legend=found["costs"].astype(str), mark="")
-    chart = Chart("Predicted against observed", "On the dashed line they agree.", charts.scatter(rows, "observed", "predicted", diagonal=True), data)
+    rows = pd.DataFrame(
+        {
+            "panel": found["metric"],
+            "label": found["observation"] + ", " + found["costs"].astype(str),
+            "x": found["observed"],
+            "y": found["predicted"],
+        }
+    )
+    data = coloured(rows, found["costs"].astype(str).map(places).astype(int)).assign(legend=found["costs"].astype(str), mark="-")
+    spec = charts.scatter(rows, "observed", "predicted", diagonal=True)
+    chart = Chart("Predicted against observed", "On the dashed line they agree.", {"": spec}, data)
     return [chart, *tables]
 
 
@@ -242,7 +268,9 @@ def _observed(needed: tuple[pd.DataFrame, Sequence[ReportTable]]) -> list[Piece]
 
 def _failed(failed: pd.DataFrame) -> list[Piece]:
     kinds = failed.groupby(["kind", "message"], sort=True).size().sort_values(ascending=False, kind="stable").reset_index(name="points")
-    rows = pd.DataFrame({"kind": kinds["kind"], "message": kinds["message"].str[:300], "points": [f"{count:,}" for count in kinds["points"]]})
+    rows = pd.DataFrame(
+        {"kind": kinds["kind"], "message": kinds["message"].str[:300], "points": [f"{count:,}" for count in kinds["points"]]}
+    )
     return [ReportTable("Points that failed", rows.head(MAX_MESSAGES), f"{len(failed):,} points failed; they are in no figure")]
 
 

@@ -1,13 +1,15 @@
 """Break-even: how far the costs, which are guesses with ranges, move the difference between the two rival settings, and where it flips.
 
-Morris' screening (Technometrics 33, 1991) by SALib over the ranges of all costs at once, the model run anew for each draw; then each cost that
-matters alone, from one end of its range to the other, with bisection where the sign changes. Decided before anything runs: as many trajectories
-as fit into SECONDS by the model's own prediction of its run time, which no clock enters. Where the model does not give what the dataset holds for
-both, or the ranges are not known, or a run would take too long, the study's own points with moved costs speak instead, and else nothing does.
+Morris' screening (Technometrics 33, 1991) by SALib over the ranges of all costs at once, the model run anew for each draw; then each cost
+that matters alone, from one end of its range to the other, with bisection where the sign changes. Decided before anything runs: as many
+trajectories as fit into SECONDS by the prediction of run time, which no clock enters. Where the model does not give what the dataset holds
+for both, or the ranges are not known, or that would take too long, the study's own points with moved costs speak instead, and else nothing
+does.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,9 +40,10 @@ Ranges = Mapping[Cost, tuple[int, int]]
 class Sensitivity:
     """How much less time (% of the rival's) the best setting takes, and what moves that.
 
-    `effects`: one row per cost that matters, strongest first: cost, value, range_low, range_high (ns), low, high (% at the ends of its range,
-    the others as they are), flips (ns where both take the same time; NaN: nowhere in its range), and of a screening mu_star, sigma (points of %
-    over the whole range; NaN without one). `flipped`: part of the screening's draws in which the rival wins (None without one)."""
+    `effects`: one row per cost that matters, strongest first: cost, value, range_low, range_high (ns), low, high (% at the ends of its
+    range, the others as they are), flips (ns where both take the same time; NaN: nowhere in its range), and of a screening mu_star, sigma
+    (points of % over the whole range; NaN without one). `flipped`: part of the screening's draws in which the rival wins (None without
+    one)."""
 
     best: str
     rival: str
@@ -105,7 +108,7 @@ class Duel:
 def duel_of(facts: Facts, found: Standings, rivals: tuple[int, int]) -> Duel | None:
     """The rivals as points that can be run again; None where the costs have no known ranges, or where that would take too long."""
     rows = found.at_reference().set_index("setting")
-    points = tuple(point_of(rows.loc[number].to_dict()) for number in rivals)
+    points = tuple(point_of({str(name): value for name, value in rows.loc[number].items()}) for number in rivals)
     costs = with_ranges(facts.study, points[0].costs)
     if costs is None:
         return None
@@ -223,9 +226,8 @@ def measured(facts: Facts, rows: pd.DataFrame, rivals: tuple[int, int]) -> pd.Da
     for cost, ends in found.items():
         value = facts.study.costs[base].values[cost]
         line = sorted({(value, float(less[""])), *ends})
-        flips = [a[0] + (b[0] - a[0]) * a[1] / (a[1] - b[1]) for a, b in zip(line, line[1:], strict=False) if (a[1] < 0) != (b[1] < 0)]
+        flips = [a[0] + (b[0] - a[0]) * a[1] / (a[1] - b[1]) for a, b in pairwise(line) if (a[1] < 0) != (b[1] < 0)]
         table.append((cost.name.lower(), value, line[0][0], line[-1][0], line[0][1], line[-1][1], flips[0] if flips else float("nan")))
     effects = pd.DataFrame(table, columns=_COLUMNS).assign(mu_star=float("nan"), sigma=float("nan"))
     strength = (effects["high"] - effects["low"]).abs()
     return effects.loc[strength[strength > 1e-9].sort_values(ascending=False, kind="stable").index].head(SHOWN).reset_index(drop=True)
-

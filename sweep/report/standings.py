@@ -96,7 +96,7 @@ def details(database: duckdb.DuckDBPyConnection, facts: Facts, scenario: int) ->
     """Every replicate of a scenario: costs, setting, replicate, TIME. Columns `base`, `moved`, `setting` as in Facts.frame."""
     rows = facts.frame[facts.frame["scenario"] == scenario]
     keys = [name for name in facts.varying if name in rows]
-    wanted = rows[keys].astype({name: object for name in keys}).assign(number=range(len(rows)))
+    wanted = rows[keys].astype(dict.fromkeys(keys, object)).assign(number=range(len(rows)))
     database.register("wanted", wanted)
     on = " and ".join(f"points.{name} = wanted.{name}" for name in keys) or "true"
     query = f"select number, replicate, {TIME} from points join wanted on {on} order by number, replicate limit {MAX_DETAILS}"  # noqa: S608
@@ -141,7 +141,7 @@ def answer(facts: Facts, found: Standings, rows: pd.DataFrame) -> str:
     best, scenarios = int(found.table.index[0]), found.rows["scenario"].nunique()
     parts = [f"{label[best]} takes the least time in {found.table['wins'].iloc[0]:,} of {scenarios:,} scenarios."]
     if rivals is not None:
-        first, other = (found.at_reference().set_index("setting").loc[number] for number in rivals)
+        first, other = (found.at_reference().set_index("setting").loc[number].to_dict() for number in rivals)
         part = difference(rows, *rivals)
         parts.append(
             f"In {where[found.reference]} it takes {_time(first[TIME])}, {part.text()} less than {label[rivals[1]]}, and holds "
@@ -151,7 +151,8 @@ def answer(facts: Facts, found: Standings, rows: pd.DataFrame) -> str:
     alike = [label[number] for number in ranked[ranked["ratio"] <= 1 + MATTERS]["setting"] if number != best]
     if alike:
         parts.append(f"As good there, within {MATTERS:.0%}: {named(alike)}.")
-    rest = [f"{label[number]} in {wins:,}" for number, wins in found.table["wins"].iloc[1:].items() if wins]
+    wins = found.table["wins"].iloc[1:]
+    rest = [f"{label[int(number)]} in {count:,}" for number, count in zip(wins.index, wins, strict=True) if count]
     if rest:
         parts.append(f"Least time elsewhere: {named(rest)}.")
     return " ".join(parts)

@@ -89,12 +89,18 @@ def general_table(facts: Facts) -> ReportTable:
     if facts.points > SAMPLED_POINTS:
         drawn = _lowest(drawn, drawn["replicates"], SAMPLED_POINTS)
     table = shown(drawn, keys, None)
-    widths = sum(table[name].str.len() + 3 if table[name].nunique() * 2 > len(table) else pd.Series(5, index=table.index) for name in table)
+    widths = pd.concat([_widths(table[name]) for name in table], axis=1).sum(axis=1)
     if widths.sum() > TABLE_BYTES:
         table = table.loc[_lowest(drawn, widths, TABLE_BYTES).index]
     left = len(facts.frame) - len(table)
     note = f"{len(table):,} of {len(facts.frame):,} configurations, an even sample by their ids" if left else ""
     return ReportTable("Configurations, means over replicates", table, note)
+
+
+def _widths(column: "pd.Series[str]") -> "pd.Series[int]":
+    """Bytes of each cell on the page, where words that come again are numbers (page.columns())."""
+    again = column.nunique() * 2 <= len(column)
+    return pd.Series(5, index=column.index) if again else column.map(lambda text: len(text.encode()) + 3)
 
 
 def _lowest(frame: pd.DataFrame, weights: "pd.Series[Any]", most: int) -> pd.DataFrame:

@@ -413,6 +413,6 @@ def answer(worlds: Sequence[World]) -> str:
     ratios, share = setting_ratios(world), patch_time_share(world)
     if ratios is None or share is None:
         return ""
-    far = "; ".join(f"{name} {ratio:.1f} times as much" for name, ratio in ratios.items())
+    first, *rest = (f"{name} {'' if place else 'saves '}{ratio:.1f} times" for place, (name, ratio) in enumerate(ratios.items()))
     word = "Hardly" if share < MEANINGFUL else "Yes"
-    return f"{word}: patch 2 saves {saved_exits(world):,.0f} exits, {share:.2%} of the guest's time. {far[0].upper()}{far[1:]}."
+    return f"{word}: patch 2 saves {saved_exits(world):,.0f} exits and {share:.2%} of the guest's time. {first} as much, {', '.join(rest)}."
