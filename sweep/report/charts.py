@@ -101,15 +101,16 @@ class Measure:
     axis: alt.Axis
 
 
-def time_measures(rows: pd.DataFrame) -> Mapping[str, Measure]:
-    """The views of lines(): how much more than the least, and time itself."""
+def time_measures(rows: pd.DataFrame, compared: bool) -> Mapping[str, Measure]:
+    """The views of lines(): how much more than the least, where lines are compared; and time itself."""
     more = "more time than the least, %"
-    steps = alt.Axis(values=[0, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000], format=",.6~g")
+    steps = alt.Axis(values=[-90, -30, -3, -0.3, 0, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000], format=",.6~g", labelOverlap=True)
     whole = pd.concat([rows["time_low"], rows["time_high"]])
-    return {
-        more: Measure("more", more, alt.Scale(type="symlog", constant=0.1, nice=False, padding=8), steps),
+    found = {
+        more: Measure("more", more, alt.Scale(type="symlog", constant=0.1, nice=False, padding=8, domain={"unionWith": [0, 1]}), steps),
         "time": Measure("time", "time, ms", scale_of(whole), alt.Axis(format=",.6~g")),
     }
+    return found if compared else {"time": found["time"]}
 
 
 def lines(rows: pd.DataFrame, x: str, measure: Measure) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _names() -> alt.Y:
 
 
 def _few() -> alt.Axis:
-    return alt.Axis(tickCount=6, format=",.6~g")
+    return alt.Axis(tickCount=6, format=",.6~g", labelOverlap=True, labelSeparation=6)
 
 
 def scatter(rows: pd.DataFrame, x: str, y: str, diagonal: bool = False) -> dict[str, Any]:

@@ -355,7 +355,7 @@ def against(pairs: pd.DataFrame) -> Chart:
     )
     sampled = f" {len(drawn):,} of {len(rows):,} configurations, an even sample by their ids." if len(drawn) < len(rows) else ""
     spec = charts.scatter(data, "A: total ms", "B: total ms", diagonal=True)
-    data = coloured(data, pd.Series(0, index=data.index)).assign(mark="-", legend="a configuration")
+    data = coloured(data, pd.Series(0, index=data.index)).assign(mark="", legend="a configuration")
     return Chart("Total time", f"On the dashed line nothing changed.{sampled}", {"": spec}, data)
 
 
@@ -363,4 +363,4 @@ def _provenance(sides: tuple[Side, Side]) -> ReportTable:
     names = list(dict.fromkeys(name for side in sides for name in side.digests))
     rows = [("study", *(side.study.name for side in sides)), ("dataset", *(side.name for side in sides))]
     rows += [(name, *(side.digests.get(name, "not sealed") for side in sides)) for name in names]
-    return ReportTable("Datasets", pd.DataFrame(rows, columns=["", "A", "B"]))
+    return ReportTable("Datasets", pd.DataFrame(rows, columns=["what", "A", "B"]))

@@ -47,8 +47,10 @@ class Facts:
     """A dataset as a report sees it. `frame`: one row per configuration, sorted by parameters.
 
     Columns of `frame`: the parameters; `id` (least point id), `replicates`; each measure of MEASURED (mean over replicates); `low`, `high`
-    (least and greatest TIME of a replicate); `base`, `moved` (costs, and which of them is moved: '' for none); `setting`, `scenario`
-    (numbers of the rows of `settings` and `scenarios`, which give label and values)."""
+    (least and greatest TIME of a replicate); `paired_low`, `paired_high` (the same of TIME over the least of the same scenario and
+    replicate, as a part of their mean: replicates touch the same pages in every setting, so this spread is smaller); `base`, `moved`
+    (costs, and which of them is moved: '' for none); `setting`, `scenario` (numbers of the rows of `settings` and `scenarios`, which give
+    label and values)."""
 
     study: Study
     question: str
@@ -107,16 +109,26 @@ def facts_of(frame: pd.DataFrame, study: Study, question: str, planned: int, fai
 def configurations(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     """One row per configuration of table `points`, in the order of `id`; see Facts.frame."""
     there = set(database.table("points").columns)
-    keys = [name for name in PARAMETER_COLUMNS if name in there]
+    parameters = [name for name in PARAMETER_COLUMNS if name in there]
+    keys = _varying(database, parameters)
     means = [f"avg({name})::double as {name}" for name in MEASURED if name in there]
     ranges = [f"min({TIME})::double as low", f"max({TIME})::double as high"]
-    columns = ", ".join([*keys, "min(point_id) as id", "count(*) as replicates", *ranges, *means])
-    rows = database.sql(f"select {columns} from points group by {', '.join(keys)} order by id").to_arrow_table()  # noqa: S608  our own names
-    frame: pd.DataFrame = rows.to_pandas(strings_to_categorical=True)
+    pairs = [f"{end}(ratio) / avg(ratio) as paired_{word}" for end, word in (("min", "low"), ("max", "high"))]
+    fixed = [f"any_value({name}) as {name}" for name in parameters if name not in keys]
+    columns = ", ".join([*keys, *fixed, "min(point_id) as id", "count(*) as replicates", *ranges, *pairs, *means])
+    least = f"min(nullif({TIME}, 0)) over (partition by {', '.join([*given(keys), 'replicate'])})"
+    query = f"select {columns} from (select *, {TIME} / {least} as ratio from points) group by all order by id"  # noqa: S608  our own names
+    frame: pd.DataFrame = database.sql(query).to_arrow_table().to_pandas(strings_to_categorical=True)
     for name in MEASURED:
         if name not in there:  # a dataset of an older version
             frame[name] = 0.0
     return frame.assign(costs=frame["costs"].astype(str), id=frame["id"].astype(str))
+
+
+def _varying(database: duckdb.DuckDBPyConnection, names: Sequence[str]) -> list[str]:
+    """Columns with more than one value."""
+    counts = database.sql(f"select {', '.join(f'count(distinct {name})' for name in names)} from points").fetchall()[0]  # noqa: S608
+    return [name for name, count in zip(names, counts, strict=True) if count > 1]
 
 
 def split_costs(costs: "pd.Series[str]") -> tuple["pd.Series[str]", "pd.Series[str]"]:
@@ -151,7 +163,7 @@ def numbered(
 
 
 def question_of(dataset: Dataset) -> str:
-    """The question at the head of study.toml ('# Question: ...'); '' without one."""
+    """The question at the head of study.toml ('# Question: ...?'), up to its last question mark; '' without one."""
     if not dataset.store.has("study.toml"):
         return ""
     head = dataset.store.storage.read("study.toml")[: 4 * MAX_QUESTION].decode("utf-8", "replace").splitlines()
@@ -161,5 +173,5 @@ def question_of(dataset: Dataset) -> str:
             break
         comment.append(line.lstrip("# ").rstrip())
     text = " ".join(comment)
-    _, found, question = text.partition("Question:")
-    return question.strip()[:MAX_QUESTION] if found else ""
+    asked, mark, _ = text.partition("Question:")[2].strip()[:MAX_QUESTION].rpartition("?")
+    return f"{asked[:1].upper()}{asked[1:]}{mark}"

@@ -18,8 +18,9 @@ from sweep.report.roles import SETTINGS, scenario_label, setting_label
 from sweep.report.standings import MATTERS, Standings
 
 LINES, PANELS, VALUES, ROWS = 40, 24, 64, 1500  # at most so many of each in a chart
+SAMPLED_VALUES = 12  # values of an axis that are told apart in a sample
 HIGHLIGHTED = 8
-TOGETHER = "medians over all other conditions"
+TOGETHER = "all other conditions together"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Axis:
     column: str
     title: str
     scale: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Without the unit."""
+        return self.title.partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,12 @@ AXES = (
 class Moves:
     """Lines along an axis. `rows`: panel, label (of the line's setting), rank (0 ... for the highlighted ones, -1 for the rest), x, last
     (the line's last row), y; with its ranges over replicates (y_low, y_high) and over costs moved one by one (y_cost_low, y_cost_high; NaN
-    where none is); and the same of `more`: how much more y is than the least of all lines there, in %. `left_out`: (panels, lines) that are
-    not shown."""
+    where none is); and the same of `more`: how much more y is than the least of all lines there, in %. `sampled`: the study is a sample,
+    and these are medians and quartiles over everything else. `left_out`: (panels, lines) that are not shown."""
 
     axis: Axis
     rows: pd.DataFrame
+    sampled: bool
     left_out: tuple[int, int]
 
 
@@ -119,14 +126,15 @@ def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.Data
     if axis.column not in rows or rows[axis.column].nunique() < 2:
         return None
     lines = _lines_of(facts, axis, found, rows)
-    if any(block.sample for block in facts.study.blocks):  # no two points of a sample differ in one thing
-        chosen, left = lines[lines["moved"] == ""].assign(panel=TOGETHER), 0
+    sampled = any(block.sample for block in facts.study.blocks)
+    if sampled:
+        chosen, left = _together(lines), 0
     else:
         chosen, left = _chosen_panels(_panels(facts, axis, lines), found.reference)
     if chosen.empty:
         return None
     shown, lines_left = _chosen_lines(chosen, found)
-    return Moves(axis, shown, (left, lines_left))
+    return Moves(axis, shown, sampled, (left, lines_left))
 
 
 def _lines_of(facts: Facts, axis: Axis, found: Standings, rows: pd.DataFrame) -> pd.DataFrame:
@@ -139,16 +147,24 @@ def _lines_of(facts: Facts, axis: Axis, found: Standings, rows: pd.DataFrame) ->
     else:
         rows = rows[rows["setting"].map(found.same) == rows["setting"]]
         rows = rows.assign(leader=rows["setting"], label=rows["setting"].map(facts.settings["label"]))
-    return rows.assign(x=thinned(rows[axis.column].astype(float) * axis.scale))
+    return rows.assign(x=thinned(rows[axis.column].astype(float) * axis.scale, VALUES))
 
 
-def thinned(x: "pd.Series[float]") -> "pd.Series[float]":
-    """Neighbouring values taken together (the lowest stands for them), where there are more than VALUES."""
+def thinned(x: "pd.Series[float]", most: int) -> "pd.Series[float]":
+    """Neighbouring values taken together (the lowest stands for them), where there are more than so many."""
     values = np.unique(x)
-    if len(values) <= VALUES:
+    if len(values) <= most:
         return x
-    bins = np.arange(len(values)) * VALUES // len(values)
-    return x.map(dict(zip(values, values[-(-bins * len(values) // VALUES)], strict=True)))
+    bins = np.arange(len(values)) * most // len(values)
+    return x.map(dict(zip(values, values[-(-bins * len(values) // most)], strict=True)))
+
+
+def _together(rows: pd.DataFrame) -> pd.DataFrame:
+    """No two points of a sample differ in one thing: one panel, with medians and quartiles over everything but line and x."""
+    rows = rows[rows["moved"] == ""].assign(panel=TOGETHER)
+    rows = rows.assign(x=thinned(rows["x"], SAMPLED_VALUES), paired_low=1.0, paired_high=1.0)
+    times = rows.groupby(["leader", "x"])["y"]
+    return rows.assign(y_low=times.transform("quantile", 0.25), y_high=times.transform("quantile", 0.75))
 
 
 def _panels(facts: Facts, axis: Axis, rows: pd.DataFrame) -> pd.DataFrame:
@@ -216,9 +232,12 @@ def _chosen_lines(rows: pd.DataFrame, found: Standings) -> tuple[pd.DataFrame, i
     """One row per panel, line and x; see Moves.rows."""
     keys = ["panel", "label", "leader", "x"]
     own = rows[rows["moved"] == ""].groupby(keys, sort=False, observed=True)
-    shown = own.agg(y=("y", "median"), y_low=("y_low", "min"), y_high=("y_high", "max")).reset_index()
+    ends = {"y_low": ("y_low", "min"), "y_high": ("y_high", "max"), "low": ("paired_low", "min"), "high": ("paired_high", "max")}
+    shown = own.agg(y=("y", "median"), **ends).reset_index()
     least = shown.groupby(["panel", "x"], sort=False)["y"].transform("min")
-    shown = shown.assign(**{f"more{end}": 100 * (shown[f"y{end}"] / least - 1) for end in ("", "_low", "_high")})
+    ratio = shown["y"] / least
+    shown = shown.assign(more=100 * (ratio - 1), more_low=100 * (ratio * shown["low"] - 1), more_high=100 * (ratio * shown["high"] - 1))
+    shown = shown.drop(columns=["low", "high"])
     shown = shown.merge(_cost_ranges(rows, shown[shown["y"] == least], keys), on=keys, how="left")
     leaders = _ranked(shown, found)
     shown = shown[shown["leader"].isin(leaders[:LINES])]

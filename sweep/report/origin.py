@@ -18,7 +18,7 @@ SAID = ("python", "machine", "cpu", "kernel")
 
 def provenance(dataset: Dataset, facts: Facts) -> list[ReportTable]:
     """Digests and counts; what the runs said of themselves; costs."""
-    tables = [ReportTable("Dataset", pd.DataFrame({"": list(_counts(facts)), "value": list(_counts(facts).values())}))]
+    tables = [ReportTable("Dataset", pd.DataFrame({"what": list(_counts(facts)), "value": list(_counts(facts).values())}))]
     made = pd.DataFrame(_runs(dataset), columns=["what", "by"]).drop_duplicates().sort_values(["what", "by"], kind="stable")
     if len(made):
         tables.append(ReportTable("Made with", made))

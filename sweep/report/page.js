@@ -118,7 +118,7 @@
     for (const row of rows) {
       const word = row.legend ?? row.label;
       if (row.legend === undefined && row.mark === "") quiet.add(row.label);
-      else named.set(word, [row.colour, row.mark === "-" ? "" : row.mark]);
+      else named.set(word, [row.colour, row.mark]);
     }
     const entries = [...named].sort((a, b) => natural.compare(a[1][1] ?? "", b[1][1] ?? ""));
     const items = entries.map(([word, [colour, mark]]) => make("li", {}, swatch(colour), (mark ? `${mark}  ` : "") + word));
@@ -150,7 +150,7 @@
       legend(figure.querySelector(".legend"), rows);
       if (details.open) asTable(details.lastChild, data, rows);
       if (drawn) drawn.finalize();
-      const title = figure.querySelector("figcaption b").textContent;
+      const title = figure.dataset.title;
       const height = view.height ?? LINE * new Set(rows.map((row) => row.label)).size;
       const spec = { ...view, height, description: panels.length > 1 ? `${title}: ${current}` : title, datasets: { rows } };
       drawn = await window.vegaEmbed(drawing, spec, OPTIONS);

@@ -71,20 +71,27 @@ def _along(axis: Axis) -> Section:
     def needs(material: Material) -> Moves | None:
         return moves(material.facts, axis, material.standings)
 
-    return Section(f"along-{axis.column}", f"Time along {axis.title}", needs, _lines)
+    return Section(f"along-{axis.column}", f"Time along {axis.name}", needs, _lines)
 
 
 def _lines(found: Moves) -> list[Piece]:
     title = found.axis.title
     caption = (
-        "Time of the guest and of the VMM's steps. Bands: least to greatest replicate. Bars: each cost alone at the ends of its range, "
-        "where the study moves costs. Grey: further settings." + _left_out(found)
+        f"{_SAMPLED if found.sampled else _BANDS} Grey: further settings. Settings that give the same wherever they meet are one line."
     )
     rows = coloured(found.rows, found.rows["rank"])
     rows = rows.rename(columns={f"y{end}": f"time{end}" for end in ("", "_low", "_high", "_cost_low", "_cost_high")})
     rows = rows.dropna(axis=1, how="all")  # ranges over costs, where none are moved
-    views = {name: charts.lines(rows, title, measure) for name, measure in charts.time_measures(rows).items()}
-    return [Chart(f"Time along {title}", caption, views, rows), *_flips(found)]
+    compared = not found.sampled and rows.groupby(["panel", "x"], sort=False).size().max() > 1
+    views = {name: charts.lines(rows, title, measure) for name, measure in charts.time_measures(rows, compared).items()}
+    return [Chart(f"Time along {found.axis.name}", caption + _left_out(found), views, rows), *_flips(found)]
+
+
+_BANDS = (
+    "Time of the guest and of the VMM's steps. Bands: least to greatest replicate. Bars: each cost alone at the ends of its range, where "
+    "the study moves costs."
+)
+_SAMPLED = "Time of the guest and of the VMM's steps: medians over all points of the sample, with quartiles as bands."
 
 
 def _left_out(found: Moves) -> str:
@@ -102,12 +109,13 @@ def _flips(found: Moves) -> list[Piece]:
     if not panels:
         return []
     same = panels - changing["panel"].nunique()
-    text = f"Under {same:,} of {panels:,} conditions the same setting stays within {MATTERS:.0%} of the least time."
+    where = "Throughout" if same == panels else f"Under {same:,} of {panels:,} sets of conditions"
+    text = f"{where} the same setting stays within {MATTERS:.0%} of the least time."
     if changing.empty:
         return [text]
     ends = [[f"{value:.6g}" for value in changing[name]] for name in ("from", "to")]
     rows = pd.DataFrame({"conditions": changing["panel"], "from": ends[0], "to": ends[1], "least time": changing["label"]})
-    return [text, ReportTable(f"Where the answer flips along {found.axis.title}", rows)]
+    return [*([text] if same else []), ReportTable(f"Where the answer flips along {found.axis.name}", rows)]
 
 
 def _scaling_needs(material: Material) -> Moves | None:
@@ -257,7 +265,7 @@ def _observed(needed: tuple[pd.DataFrame, Sequence[ReportTable]]) -> list[Piece]
             "y": found["predicted"],
         }
     )
-    data = coloured(rows, found["costs"].astype(str).map(places).astype(int)).assign(legend=found["costs"].astype(str), mark="-")
+    data = coloured(rows, found["costs"].astype(str).map(places).astype(int)).assign(legend=found["costs"].astype(str), mark="")
     spec = charts.scatter(rows, "observed", "predicted", diagonal=True)
     chart = Chart("Predicted against observed", "On the dashed line they agree.", {"": spec}, data)
     return [chart, *tables]

@@ -81,12 +81,12 @@ def same_settings(plain: pd.DataFrame) -> dict[int, int]:
 
 
 def _reference(facts: Facts, rows: pd.DataFrame, table: pd.DataFrame) -> int:
-    """Of the scenarios that the best setting wins, if possible over a slower one: the one with the most moved costs, then the most
+    """Of the scenarios that the best setting wins, if possible over a clearly slower one: the one with the most moved costs, then the most
     settings, then the first."""
     if rows.empty:
         return int(facts.plain["scenario"].iloc[0])
     won = rows[(rows["setting"] == table.index[0]) & (rows["ratio"] == 1)]["scenario"]
-    beats = rows.groupby("scenario")["ratio"].max() > 1
+    beats = rows.groupby("scenario")["ratio"].max() > 1 + MATTERS
     moved = facts.frame[facts.frame["moved"] != ""].groupby("scenario").size()
     settings = rows.groupby("scenario").size()
     return int(max(won, key=lambda scenario: (beats[scenario], moved.get(scenario, 0), settings[scenario], -scenario)))
@@ -139,16 +139,15 @@ def answer(facts: Facts, found: Standings, rows: pd.DataFrame) -> str:
         return _one_setting(facts)
     label, where = facts.settings["label"], facts.scenarios["label"]
     best, scenarios = int(found.table.index[0]), found.rows["scenario"].nunique()
-    parts = [f"{label[best]} takes the least time in {found.table['wins'].iloc[0]:,} of {scenarios:,} scenarios."]
+    parts = [f"{label[best]} takes the least time in {found.table['wins'].iloc[0]:,} of the {scenarios:,} scenarios with a choice."]
     if rivals is not None:
         first, other = (found.at_reference().set_index("setting").loc[number].to_dict() for number in rivals)
         part = difference(rows, *rivals)
-        parts.append(
-            f"In {where[found.reference]} it takes {_time(first[TIME])}, {part.text()} less than {label[rivals[1]]}, and holds "
-            f"{human_size(first['held_bytes'])} instead of {human_size(other['held_bytes'])}."
-        )
+        held, instead = human_size(first["held_bytes"]), human_size(other["held_bytes"])
+        holds = f", and holds {held} instead of {instead}" if held != instead else ""
+        parts.append(f"In {where[found.reference]} it takes {_time(first[TIME])}, {part.text()} less than {label[rivals[1]]}{holds}.")
     ranked = found.at_reference()
-    alike = [label[number] for number in ranked[ranked["ratio"] <= 1 + MATTERS]["setting"] if number != best]
+    alike = [label[number] for number in ranked[ranked["ratio"] <= 1 + MATTERS]["setting"] if number not in (best, *(rivals or ()))]
     if alike:
         parts.append(f"As good there, within {MATTERS:.0%}: {named(alike)}.")
     wins = found.table["wins"].iloc[1:]
