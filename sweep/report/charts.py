@@ -93,12 +93,14 @@ def _drawn(x: alt.X, y: alt.Y, told: list[alt.Tooltip], last: str, between: Sequ
 
 @dataclass(frozen=True)
 class Measure:
-    """What stands on the y axis of lines(): columns `name`, `name_low`, `name_high` (replicates), `name_cost_low`, `name_cost_high`."""
+    """What stands on the y axis of lines(): columns `name`, `name_low`, `name_high` (replicates), `name_cost_low`, `name_cost_high`;
+    and what the axis holds in any case."""
 
     name: str
     title: str
     scale: alt.Scale
     axis: alt.Axis
+    least_range: Sequence[float] = ()
 
 
 def time_measures(rows: pd.DataFrame, compared: bool) -> Mapping[str, Measure]:
@@ -107,7 +109,7 @@ def time_measures(rows: pd.DataFrame, compared: bool) -> Mapping[str, Measure]:
     steps = alt.Axis(values=[-90, -30, -3, -0.3, 0, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000], format=",.6~g", labelOverlap=True)
     whole = pd.concat([rows["time_low"], rows["time_high"]])
     found = {
-        more: Measure("more", more, alt.Scale(type="symlog", constant=0.1, nice=False, padding=8, domain={"unionWith": [0, 1]}), steps),
+        more: Measure("more", more, alt.Scale(type="symlog", constant=0.1, nice=False, padding=8), steps, (0, 1)),
         "time": Measure("time", "time, ms", scale_of(whole), alt.Axis(format=",.6~g")),
     }
     return found if compared else {"time": found["time"]}
@@ -130,7 +132,11 @@ def lines(rows: pd.DataFrame, x: str, measure: Measure) -> dict[str, Any]:
         told += _tooltip((f"{name}_cost_low:Q", "costs, least"), (f"{name}_cost_high:Q", "costs, most"))
         moved = bold.transform_filter(f"isValid(datum.{name}_cost_low)").mark_rule(strokeWidth=5, opacity=0.4)
         between.append(moved.encode(alt.Y(f"{name}_cost_low:Q", title=title), alt.Y2(f"{name}_cost_high:Q")))
-    return finished(alt.layer(*_drawn(across, up, told, "datum.last", between)))
+    layers = _drawn(across, up, told, "datum.last", between)
+    if measure.least_range:
+        unseen = alt.Chart(alt.InlineData([{name: value} for value in measure.least_range])).mark_point(opacity=0, aria=False)
+        layers.append(unseen.encode(up))
+    return finished(alt.layer(*layers))
 
 
 def scaling(rows: pd.DataFrame, x: str, y: str) -> dict[str, Any]:

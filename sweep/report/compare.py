@@ -17,7 +17,7 @@ import pandas as pd
 from sweep.dataset.files import publish
 from sweep.dataset.read import Dataset, connection
 from sweep.errors import DatasetError
-from sweep.record import read_study
+from sweep.record import study_of
 from sweep.report import charts
 from sweep.report.charts import Chart, coloured
 from sweep.report.facts import numbered, order_of
@@ -118,7 +118,7 @@ def _side(dataset: Dataset) -> Side:
     seal = dataset.store.seal()
     digests = {"study digest": str(record["digest"]), "model_digest": str(record["model_digest"])}
     digests |= {"root_digest": seal.root_digest, "content_digest": seal.content_digest} if seal else {}
-    return Side(dataset.store.name.rstrip("/").rsplit("/", 1)[-1] or "dataset", read_study(dataset.store), digests)
+    return Side(dataset.store.name.rstrip("/").rsplit("/", 1)[-1] or "dataset", study_of(record, dataset.store.name), digests)
 
 
 def _table(dataset: Dataset) -> Any:
@@ -328,7 +328,7 @@ def by_setting(pairs: pd.DataFrame) -> Chart:
         mean = 100 * group.mean()
         ends = (100 * low, 100 * high) if np.isfinite(low) else (mean, mean)
         rows.append(
-            {"panel": "", "label": labels["label"][number], "x": mean, "low": ends[0], "high": ends[1], "configurations": len(group)}
+            {"panel": "", "label": labels.label(int(number)), "x": mean, "low": ends[0], "high": ends[1], "configurations": len(group)}
         )
     drawn = pd.DataFrame(rows).sort_values("x", kind="stable").head(DRAWN_SETTINGS)
     kind = (

@@ -14,7 +14,7 @@ import pandas as pd
 
 from sweep.dataset.read import Dataset, connection
 from sweep.errors import DatasetError
-from sweep.record import read_study
+from sweep.record import study_of
 from sweep.report.roles import CONDITIONS, PARAMETER_COLUMNS, chosen, given, rank, scenario_label, setting_label
 from sweep.study import Study
 
@@ -43,14 +43,32 @@ MAX_QUESTION = 1000
 
 
 @dataclass(frozen=True, eq=False)
+class Combinations:
+    """The combinations of some parameters that a study has, numbered in their order; `values`: one row each. Labels are made when asked
+    for: there may be a million."""
+
+    values: pd.DataFrame
+    words: Callable[[Mapping[str, object]], str]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def label(self, number: int) -> str:
+        return self.words({str(name): value for name, value in self.values.iloc[number].items()})
+
+    def labels(self, numbers: "pd.Series[int]") -> "pd.Series[str]":
+        """The label of each number."""
+        return numbers.map({number: self.label(number) for number in numbers.unique()})
+
+
+@dataclass(frozen=True, eq=False)
 class Facts:
     """A dataset as a report sees it. `frame`: one row per configuration, sorted by parameters.
 
     Columns of `frame`: the parameters; `id` (least point id), `replicates`; each measure of MEASURED (mean over replicates); `low`, `high`
     (least and greatest TIME of a replicate); `paired_low`, `paired_high` (the same of TIME over the least of the same scenario and
     replicate, as a part of their mean: replicates touch the same pages in every setting, so this spread is smaller); `base`, `moved`
-    (costs, and which of them is moved: '' for none); `setting`, `scenario` (numbers of the rows of `settings` and `scenarios`, which give
-    label and values)."""
+    (costs, and which of them is moved: '' for none); `setting`, `scenario` (numbers of `settings` and `scenarios`)."""
 
     study: Study
     question: str
@@ -58,8 +76,8 @@ class Facts:
     planned: int
     frame: pd.DataFrame
     varying: tuple[str, ...]
-    settings: pd.DataFrame
-    scenarios: pd.DataFrame
+    settings: Combinations
+    scenarios: Combinations
     failed: pd.DataFrame
     digests: Mapping[str, str]
 
@@ -72,14 +90,16 @@ class Facts:
         """Configurations whose costs are not moved."""
         return self.frame[self.frame["moved"] == ""]
 
-    @cached_property
+    @property
     def given(self) -> tuple[str, ...]:
-        return tuple(name for name in self.scenarios.columns if name != "label")
+        """The parameters that scenarios are made of."""
+        return tuple(self.scenarios.values.columns)
 
 
 def gather(dataset: Dataset) -> Facts:
     """Read what the report needs. Raises DatasetError for a dataset without points, or one that is damaged."""
-    record, study = dataset.store.json("study.json"), read_study(dataset.store)
+    record = dataset.store.json("study.json")
+    study = study_of(record, dataset.store.name)
     table = dataset.scanned("points", ["point_id", "replicate", *PARAMETER_COLUMNS, *MEASURED])
     with connection({"points": table}, threads=1) as database:
         frame = configurations(database)
@@ -146,20 +166,21 @@ def order_of(frame: pd.DataFrame, names: Sequence[str]) -> "pd.Index[Any]":
 
 
 def _places(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_bool_dtype(column.dtype):
+        return column
     places = {value: place for place, value in enumerate(sorted(column.unique(), key=lambda value: rank(str(column.name), value)))}
     return column.map(places).astype(int)
 
 
 def numbered(
-    frame: pd.DataFrame, names: Sequence[str], label: Callable[[Mapping[str, object]], str]
-) -> tuple["pd.Series[int]", pd.DataFrame]:
-    """The number of each row's combination of `names`, in order of appearance, and the combinations with their labels."""
+    frame: pd.DataFrame, names: Sequence[str], words: Callable[[Mapping[str, object]], str]
+) -> tuple["pd.Series[int]", Combinations]:
+    """The number of each row's combination of `names`, in order of appearance, and the combinations."""
     if not names:
-        return pd.Series(0, index=frame.index), pd.DataFrame({"label": [label({})]})
+        return pd.Series(0, index=frame.index), Combinations(pd.DataFrame(index=[0]), words)
     numbers = frame.groupby(list(names), sort=False, observed=True).ngroup()
     rows = frame.loc[~numbers.duplicated(), list(names)].reset_index(drop=True)
-    rows = rows.astype(dict.fromkeys(names, object))
-    return numbers, rows.assign(label=[label(dict(zip(names, values, strict=True))) for values in rows.itertuples(index=False)])
+    return numbers, Combinations(rows.astype(dict.fromkeys(names, object)), words)
 
 
 def question_of(dataset: Dataset) -> str:

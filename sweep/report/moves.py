@@ -13,10 +13,11 @@ import pandas as pd
 
 from sweep.configs import Workload, digest_of
 from sweep.quantity import human_size
-from sweep.report.facts import TIME, Facts
+from sweep.report.facts import TIME, Combinations, Facts, numbered
 from sweep.report.roles import SETTINGS, scenario_label, setting_label
 from sweep.report.standings import MATTERS, Standings
 
+Held = dict[str, "pd.Series[Any]"]  # conditions by name
 LINES, PANELS, VALUES, ROWS = 40, 24, 64, 1500  # at most so many of each in a chart
 SAMPLED_VALUES = 12  # values of an axis that are told apart in a sample
 HIGHLIGHTED = 8
@@ -100,16 +101,16 @@ def _counts(spec: Mapping[str, Any], name: str) -> bool:
 
 
 def times(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with y, y_low, y_high: TIME in ms."""
+    """Rows with y, y_low, y_high: TIME in ms; and `effort`, by which lines are ranked."""
     rows = rows[rows[TIME] > 0]
-    return rows.assign(y=rows[TIME] / 1e6, y_low=rows["low"] / 1e6, y_high=rows["high"] / 1e6)
+    return rows.assign(y=rows[TIME] / 1e6, y_low=rows["low"] / 1e6, y_high=rows["high"] / 1e6, effort=rows[TIME])
 
 
 def rates(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with y: accesses of all vCPUs in a second of the guest's time."""
     rows = rows[(rows["guest_ns"] > 0) & (rows["touches"] > 0)]
     rate = rows["touches"] / rows["guest_ns"] * 1e9
-    return rows.assign(y=rate, y_low=rate, y_high=rate)
+    return rows.assign(y=rate, y_low=rate, y_high=rate, effort=1 / rate)
 
 
 def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.DataFrame], pd.DataFrame] = times) -> Moves | None:
@@ -130,7 +131,7 @@ def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.Data
     if sampled:
         chosen, left = _together(lines), 0
     else:
-        chosen, left = _chosen_panels(_panels(facts, axis, lines), found.reference)
+        chosen, left = _chosen_panels(facts, axis, lines, found.reference)
     if chosen.empty:
         return None
     shown, lines_left = _chosen_lines(chosen, found)
@@ -140,13 +141,14 @@ def moves(facts: Facts, axis: Axis, found: Standings, measure: Callable[[pd.Data
 def _lines_of(facts: Facts, axis: Axis, found: Standings, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows with `label`, `leader` (the setting's number; of several that fall together, the first) and `x`."""
     if axis.column in SETTINGS:
-        own = facts.settings.drop(columns=[axis.column, "label"])
-        labels = own.apply(lambda values: setting_label(values.to_dict()), axis=1) if len(own.columns) else "all"
-        leaders = pd.Series(range(len(own))).groupby(labels if len(own.columns) else np.zeros(len(own))).transform("min")
-        rows = rows.assign(leader=rows["setting"].map(leaders), label=rows["setting"].map(pd.Series(labels, index=own.index)))
+        own = facts.settings.values.drop(columns=axis.column)
+        numbers, lines = numbered(own, [str(name) for name in own], setting_label)
+        rows = rows.assign(line=rows["setting"].map(numbers))
+        first = rows.groupby("line")["setting"].transform("min")
+        rows = rows.assign(leader=first, label=lines.labels(rows["line"]))
     else:
         rows = rows[rows["setting"].map(found.same) == rows["setting"]]
-        rows = rows.assign(leader=rows["setting"], label=rows["setting"].map(facts.settings["label"]))
+        rows = rows.assign(leader=rows["setting"], label=facts.settings.labels(rows["setting"]))
     return rows.assign(x=thinned(rows[axis.column].astype(float) * axis.scale, VALUES))
 
 
@@ -167,83 +169,87 @@ def _together(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(y_low=times.transform("quantile", 0.25), y_high=times.transform("quantile", 0.75))
 
 
-def _panels(facts: Facts, axis: Axis, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `panel`. Along vCPUs a row is in several: cores as they are or per vCPU, memory as it is or per vCPU."""
-    others = {name: rows[name] for name in facts.given if name != axis.column and name in rows}
-    if axis.column != "vcpus":
-        return rows.assign(panel=_labels(others))
-    ways = [others]
-    for name, (per_vcpu, ratio) in _PER_VCPU.items():
-        if name in others:
-            relative = ratio(rows["vcpus"].astype(float), rows[name].astype(float))
-            ways += [{**{key: column for key, column in way.items() if key != name}, per_vcpu: relative} for way in ways]
-    return pd.concat([rows.assign(panel=_labels(way)) for way in ways])
-
-
-_PER_VCPU: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = {
+PER_VCPU: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "cores": ("crowd", lambda vcpus, cores: vcpus / cores),
     "memory_bytes": ("part", lambda vcpus, memory: memory / vcpus),
 }
 
 
-def _labels(held: Mapping[str, "pd.Series[Any]"]) -> "pd.Series[Any] | str":
-    """A label for each row from the conditions that are held, those left out that never change."""
-    keys = pd.DataFrame({name: column for name, column in held.items() if column.nunique() > 1})
-    if keys.empty:
-        return "everywhere"
-    numbers = keys.groupby(list(keys.columns), sort=False, observed=True).ngroup()
-    first = keys.loc[~numbers.duplicated().to_numpy()]
-    labels = [_panel_label(dict(zip(keys.columns, values, strict=True))) for values in first.itertuples(index=False)]
-    return numbers.map(dict(enumerate(labels)))
+def _ways(facts: Facts, axis: Axis, rows: pd.DataFrame) -> list[Held]:
+    """The conditions that are held along an axis. Along vCPUs there are several ways: cores as they are or per vCPU, memory likewise."""
+    ways: list[Held] = [{name: rows[name] for name in facts.given if name != axis.column and name in rows}]
+    for name, (per_vcpu, ratio) in PER_VCPU.items() if axis.column == "vcpus" else ():
+        if name in ways[0]:
+            relative = ratio(rows["vcpus"].astype(float), rows[name].astype(float))
+            ways += [{**{key: column for key, column in way.items() if key != name}, per_vcpu: relative} for way in ways]
+    return ways
+
+
+def _panels_of(held: Held, rows: pd.DataFrame) -> tuple["pd.Series[int]", Combinations]:
+    """The panel of each row; conditions that never change are not said."""
+    keys = pd.DataFrame({name: column for name, column in held.items() if column.nunique() > 1}, index=rows.index)
+    return numbered(keys, [str(name) for name in keys], _panel_label)
 
 
 def _panel_label(values: Mapping[str, Any]) -> str:
-    per_vcpu = {
-        "crowd": lambda value: "a core for each vCPU" if value == 1 else f"{value:g} vCPUs a core",
-        "part": lambda value: f"{human_size(value)} a vCPU",
-    }
-    told = [per_vcpu[name](value) for name, value in values.items() if name in per_vcpu]
-    return ", ".join([scenario_label({name: value for name, value in values.items() if name not in per_vcpu}, ""), *told]).strip(", ")
+    told = [scenario_label({name: value for name, value in values.items() if name not in ("crowd", "part")}, "")]
+    if "crowd" in values:
+        told.append("a core for each vCPU" if values["crowd"] == 1 else f"{values['crowd']:g} vCPUs a core")
+    if "part" in values:
+        told.append(f"{human_size(values['part'])} a vCPU")
+    return ", ".join(filter(None, told)) or "everywhere"
 
 
-def _chosen_panels(rows: pd.DataFrame, reference: int) -> tuple[pd.DataFrame, int]:
-    """Rows of the panels that have a line with two values of x or more: first that of the reference scenario, then those with the most
-    values; and how many are left out."""
-    own = rows[rows["moved"] == ""]
-    values = own.groupby(["panel", "leader"], sort=False)["x"].nunique()
-    longest = values.groupby(level="panel", sort=False).max()
-    sizes = own.groupby("panel", sort=False).size()
-    usable = [panel for panel in longest.index if longest[panel] > 1]
-    seen = set(own[own["scenario"] == reference]["panel"])
-    ranked = sorted(usable, key=lambda panel: (panel not in seen, -longest[panel], -sizes[panel]))
-    kept: list[Any] = []
-    room = ROWS
-    for panel in ranked[:PANELS]:
-        room -= min(sizes[panel], LINES * VALUES)
-        if kept and room < 0:
-            break
-        kept.append(panel)
-    places = {panel: place for place, panel in enumerate(kept)}
-    chosen = rows[rows["panel"].isin(kept)]
-    return chosen.loc[chosen["panel"].map(places).sort_values(kind="stable").index.unique()] if kept else chosen, len(usable) - len(kept)
+def _chosen_panels(facts: Facts, axis: Axis, rows: pd.DataFrame, reference: int) -> tuple[pd.DataFrame, int]:
+    """Rows of the panels that have a line with two values of x or more, with their label as `panel`: first those of the reference
+    scenario, then those with the most values; and how many are left out."""
+    own = rows["moved"] == ""
+    panels = [_panels_of(held, rows) for held in _ways(facts, axis, rows)]
+    merits = []
+    for way, (numbers, _) in enumerate(panels):
+        merit = _merits(rows[own].assign(panel=numbers[own]), reference)
+        merits.append(merit.assign(way=way, panel=merit.index))
+    ranked = pd.concat(merits).sort_values(["seen", "longest", "rows"], ascending=False, kind="stable")
+    shown = ranked.head(PANELS)
+    shown = shown[(shown["rows"].clip(upper=LINES * VALUES).cumsum() <= ROWS) | (np.arange(len(shown)) == 0)]
+    chosen = [
+        rows[panels[way][0] == panel].assign(panel=panels[way][1].label(panel))
+        for way, panel in zip(shown["way"], shown["panel"], strict=True)
+    ]
+    return pd.concat(chosen) if chosen else rows.head(0), len(ranked) - len(shown)
+
+
+def _merits(rows: pd.DataFrame, reference: int) -> pd.DataFrame:
+    """Of each panel with a line of two values or more: `seen` (has the reference), `longest` (most values of a line), `rows`."""
+    longest = rows.groupby(["panel", "leader"], sort=False)["x"].nunique().groupby(level="panel", sort=False).max()
+    found = pd.DataFrame({"longest": longest, "rows": rows.groupby("panel", sort=False).size()})
+    found["seen"] = found.index.isin(rows[rows["scenario"] == reference]["panel"])
+    return found[found["longest"] > 1]
 
 
 def _chosen_lines(rows: pd.DataFrame, found: Standings) -> tuple[pd.DataFrame, int]:
     """One row per panel, line and x; see Moves.rows."""
     keys = ["panel", "label", "leader", "x"]
     own = rows[rows["moved"] == ""].groupby(keys, sort=False, observed=True)
-    ends = {"y_low": ("y_low", "min"), "y_high": ("y_high", "max"), "low": ("paired_low", "min"), "high": ("paired_high", "max")}
+    ends = {
+        "effort": ("effort", "median"),
+        "y_low": ("y_low", "min"),
+        "y_high": ("y_high", "max"),
+        "low": ("paired_low", "min"),
+        "high": ("paired_high", "max"),
+    }
     shown = own.agg(y=("y", "median"), **ends).reset_index()
     least = shown.groupby(["panel", "x"], sort=False)["y"].transform("min")
     ratio = shown["y"] / least
     shown = shown.assign(more=100 * (ratio - 1), more_low=100 * (ratio * shown["low"] - 1), more_high=100 * (ratio * shown["high"] - 1))
-    shown = shown.drop(columns=["low", "high"])
     shown = shown.merge(_cost_ranges(rows, shown[shown["y"] == least], keys), on=keys, how="left")
     leaders = _ranked(shown, found)
     shown = shown[shown["leader"].isin(leaders[:LINES])]
     ranks = {leader: place if place < HIGHLIGHTED else -1 for place, leader in enumerate(leaders)}
     last = shown.groupby(["panel", "leader"], sort=False)["x"].transform("max") == shown["x"]
-    return shown.assign(rank=shown["leader"].map(ranks), last=last).drop(columns="leader"), max(0, len(leaders) - LINES)
+    return shown.assign(rank=shown["leader"].map(ranks), last=last).drop(columns=["leader", "low", "high", "effort"]), max(
+        0, len(leaders) - LINES
+    )
 
 
 def _cost_ranges(rows: pd.DataFrame, best: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -261,8 +267,8 @@ def _cost_ranges(rows: pd.DataFrame, best: pd.DataFrame, keys: list[str]) -> pd.
 def _ranked(shown: pd.DataFrame, found: Standings) -> list[int]:
     """Lines worth a colour first: those that win somewhere along the axis, then the most usual setting, then the rest spread over their
     ranks from fast to slow."""
-    best = shown.groupby(["panel", "x"], sort=False)["y"].transform("min")
-    wins = shown[shown["y"] <= best * (1 + 1e-12)].groupby("leader").size().sort_values(ascending=False, kind="stable")
+    least = shown.groupby(["panel", "x"], sort=False)["effort"].transform("min")
+    wins = shown[shown["effort"] == least].groupby("leader").size().sort_values(ascending=False, kind="stable")
     everyone = [int(leader) for leader in shown["leader"].unique()]
     by_speed = [int(number) for number in found.table.index if number in everyone]
     by_speed += [leader for leader in everyone if leader not in by_speed]

@@ -15,16 +15,17 @@ def scenes(facts: Facts, found: Standings, rows_each: int) -> pd.DataFrame:
     (0 ... of the fastest, -1 beyond HIGHLIGHTED), `place` are added. `rows_each`: rows that a configuration will become."""
     rows = facts.plain[facts.plain["setting"].map(found.same) == facts.plain["setting"]]
     sizes = rows.groupby("scenario").size().clip(upper=SETTINGS)
-    ranked = sorted(sizes.index, key=lambda scenario: (scenario != found.reference, -sizes[scenario], scenario))
+    largest = sizes.sort_values(ascending=False, kind="stable").index[: SCENARIOS + 1]
+    ranked = [found.reference, *(scenario for scenario in largest if scenario != found.reference)][:SCENARIOS]
     room = ROWS // rows_each
-    kept = [scenario for scenario, taken in zip(ranked, sizes[ranked].cumsum(), strict=True) if taken <= room or scenario == ranked[0]]
-    places = {scenario: place for place, scenario in enumerate(kept[:SCENARIOS])}
+    taken = sizes.reindex(ranked, fill_value=0).cumsum()
+    places = {scenario: place for place, scenario in enumerate(ranked) if place == 0 or taken[scenario] <= room}
     rows = rows[rows["scenario"].isin(places)]
     rows = rows.assign(order=rows["scenario"].map(places)).sort_values(["order", TIME, "setting"], kind="stable")
     rows = rows.assign(place=rows.groupby("order").cumcount())
     rows = rows[rows["place"] < SETTINGS]
     rank = rows["place"].where(rows["place"] < HIGHLIGHTED, -1)
-    return rows.assign(rank=rank, panel=rows["scenario"].map(facts.scenarios["label"]), label=rows["setting"].map(facts.settings["label"]))
+    return rows.assign(rank=rank, panel=facts.scenarios.labels(rows["scenario"]), label=facts.settings.labels(rows["setting"]))
 
 
 def latencies(facts: Facts, found: Standings) -> pd.DataFrame:

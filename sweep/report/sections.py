@@ -202,11 +202,11 @@ def _break_even(found: Sensitivity) -> list[Piece]:
     if flips.empty:
         text += "No cost alone turns that round inside its range."
     else:
-        ends = "; ".join(
-            f"{row.cost} at {row.flips:,.0f} (now {row.value:,}, range {row.range_low:,} ... {row.range_high:,})"
+        ends = "; or ".join(
+            f"{row.cost} is {row.flips:,.0f} (now {row.value:,}, range {row.range_low:,} ... {row.range_high:,})"
             for row in flips.itertuples()
         )
-        text += f"It turns round at {ends}."
+        text += f"That turns round where {ends}."
     if found.flipped is not None:
         text += f" With all costs drawn from their ranges at once, {found.rival} wins in {found.flipped:.1%} of the draws."
     effects = found.effects
@@ -227,7 +227,7 @@ def _break_even(found: Sensitivity) -> list[Piece]:
 
 def _effects_table(found: Sensitivity) -> ReportTable:
     def text(value: float) -> str:
-        return "" if pd.isna(value) else f"{value:,.4g}"
+        return "" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
     effects = found.effects
     table: Mapping[str, Any] = {

@@ -59,14 +59,14 @@ def sensitivity(facts: Facts, found: Standings, rows: pd.DataFrame) -> Sensitivi
     rivals = found.rivals()
     if rivals is None:
         return None
-    names = (facts.settings["label"][rivals[0]], facts.settings["label"][rivals[1]], facts.scenarios["label"][found.reference])
+    names = (facts.settings.label(rivals[0]), facts.settings.label(rivals[1]), facts.scenarios.label(found.reference))
     mean = 100 * difference(rows, *rivals).mean
     try:
         duel = duel_of(facts, found, rivals)
         if duel is not None and duel.agrees(rows, rivals):
             effects, flipped, note = screened(duel, facts.study.seed)
             return Sensitivity(*names, 100 * duel.at({}), effects, flipped, note)
-    except (FaultsweepError, ValueError, RuntimeError, MemoryError):  # a touch list that is gone, a cost that makes no sense there
+    except (FaultsweepError, ValueError, KeyError, RuntimeError, MemoryError):  # a file that is gone, names that are not the study's
         pass
     effects = measured(facts, rows, rivals)
     note = "from the study's own points with moved costs"

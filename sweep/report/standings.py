@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -86,10 +85,10 @@ def _reference(facts: Facts, rows: pd.DataFrame, table: pd.DataFrame) -> int:
     if rows.empty:
         return int(facts.plain["scenario"].iloc[0])
     won = rows[(rows["setting"] == table.index[0]) & (rows["ratio"] == 1)]["scenario"]
-    beats = rows.groupby("scenario")["ratio"].max() > 1 + MATTERS
     moved = facts.frame[facts.frame["moved"] != ""].groupby("scenario").size()
-    settings = rows.groupby("scenario").size()
-    return int(max(won, key=lambda scenario: (beats[scenario], moved.get(scenario, 0), settings[scenario], -scenario)))
+    by_scenario = rows.groupby("scenario")["ratio"]
+    merits = pd.DataFrame({"beats": by_scenario.max() > 1 + MATTERS, "moved": moved, "settings": by_scenario.size()}).reindex(won).fillna(0)
+    return int(merits.sort_values(["beats", "moved", "settings"], ascending=False, kind="stable").index[0])
 
 
 def details(database: duckdb.DuckDBPyConnection, facts: Facts, scenario: int) -> pd.DataFrame:
@@ -137,21 +136,23 @@ def answer(facts: Facts, found: Standings, rows: pd.DataFrame) -> str:
     rivals = found.rivals()
     if not found.compares:
         return _one_setting(facts)
-    label, where = facts.settings["label"], facts.scenarios["label"]
+    label = facts.settings.label
     best, scenarios = int(found.table.index[0]), found.rows["scenario"].nunique()
-    parts = [f"{label[best]} takes the least time in {found.table['wins'].iloc[0]:,} of the {scenarios:,} scenarios with a choice."]
+    parts = [f"{label(best)} takes the least time in {found.table['wins'].iloc[0]:,} of the {scenarios:,} scenarios with a choice."]
     if rivals is not None:
         first, other = (found.at_reference().set_index("setting").loc[number].to_dict() for number in rivals)
         part = difference(rows, *rivals)
         held, instead = human_size(first["held_bytes"]), human_size(other["held_bytes"])
         holds = f", and holds {held} instead of {instead}" if held != instead else ""
-        parts.append(f"In {where[found.reference]} it takes {_time(first[TIME])}, {part.text()} less than {label[rivals[1]]}{holds}.")
+        parts.append(
+            f"In {facts.scenarios.label(found.reference)} it takes {_time(first[TIME])}, {part.text()} less than {label(rivals[1])}{holds}."
+        )
     ranked = found.at_reference()
-    alike = [label[number] for number in ranked[ranked["ratio"] <= 1 + MATTERS]["setting"] if number not in (best, *(rivals or ()))]
+    alike = [label(number) for number in ranked[ranked["ratio"] <= 1 + MATTERS]["setting"] if number not in (best, *(rivals or ()))]
     if alike:
         parts.append(f"As good there, within {MATTERS:.0%}: {named(alike)}.")
     wins = found.table["wins"].iloc[1:]
-    rest = [f"{label[int(number)]} in {count:,}" for number, count in zip(wins.index, wins, strict=True) if count]
+    rest = [f"{label(int(number))} in {count:,}" for number, count in zip(wins.index, wins, strict=True) if count]
     if rest:
         parts.append(f"Least time elsewhere: {named(rest)}.")
     return " ".join(parts)
@@ -170,9 +171,9 @@ def _time(ns: float) -> str:
 def _one_setting(facts: Facts) -> str:
     """Nothing to choose: the range of times."""
     rows = facts.plain.sort_values([TIME, "id"], kind="stable")
-    labels: Any = facts.scenarios["label"] if len(facts.scenarios) > 1 else facts.settings["label"]
-    by = "scenario" if len(facts.scenarios) > 1 else "setting"
+    by, combinations = ("scenario", facts.scenarios) if len(facts.scenarios) > 1 else ("setting", facts.settings)
     least, most = rows.iloc[0], rows.iloc[-1]
     if len(rows) == 1:
         return f"{_time(least[TIME])}, {least['exits']:,.0f} exits, {human_size(least['held_bytes'])} held."
-    return f"From {_time(least[TIME])} ({labels[least[by]]}) to {_time(most[TIME])} ({labels[most[by]]})."
+    ends = (f"{_time(row[TIME])} ({combinations.label(int(row[by]))})" for row in (least, most))
+    return f"From {' to '.join(ends)}."
