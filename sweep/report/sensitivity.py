@@ -66,7 +66,7 @@ def sensitivity(facts: Facts, found: Standings, rows: pd.DataFrame) -> Sensitivi
         if duel is not None and duel.agrees(rows, rivals):
             effects, flipped, note = screened(duel, facts.study.seed)
             return Sensitivity(*names, 100 * duel.at({}), effects, flipped, note)
-    except (FaultsweepError, ValueError, KeyError, RuntimeError, MemoryError):  # a file that is gone, names that are not the study's
+    except (FaultsweepError, ValueError, LookupError, ArithmeticError, RuntimeError):  # a file that is gone, names that are not the study's
         pass
     effects = measured(facts, rows, rivals)
     note = "from the study's own points with moved costs"
@@ -174,7 +174,9 @@ def screened(duel: Duel, seed: int) -> tuple[pd.DataFrame, float, str]:
     strong = strength[strength["mu_star"] > 1e-9].sort_values("mu_star", ascending=False, kind="stable").head(SHOWN)
     rows = [moved_alone(duel, Cost(cost), place < SEARCHES) for place, cost in enumerate(strong.index)]
     effects = pd.DataFrame(rows, columns=_COLUMNS).assign(mu_star=strong["mu_star"].to_numpy(), sigma=strong["sigma"].to_numpy())
-    note = f"Morris' screening: {count} trajectories over the ranges of {len(costs)} costs, {2 * len(draws):,} runs of the model"
+    note = (
+        f"Morris' screening: {count} trajectories over the ranges of {len(costs)} costs, {2 * len(draws):,} runs of the model, replicate 0"
+    )
     return effects, float((results < 0).mean()), note
 
 
@@ -213,18 +215,19 @@ def break_even(percent: Callable[[int], float], low: tuple[int, float], high: tu
 
 def measured(facts: Facts, rows: pd.DataFrame, rivals: tuple[int, int]) -> pd.DataFrame:
     """Effects from points with moved costs; a break-even is interpolated."""
-    base = rows[rows["moved"] == ""]["base"].iloc[0]
+    base = str(rows[rows["moved"] == ""]["base"].iloc[0])
+    values = facts.study.costs[base].values if base in facts.study.costs else {}
     times = rows[rows["setting"].isin(rivals)].pivot_table(index="moved", columns="setting", values=TIME).dropna()
     less = 100 * (1 - times[rivals[0]] / times[rivals[1]])
     found: dict[Cost, list[tuple[int, float]]] = {}
     for moved, percent in less.items():
         cost = COST_NAMES.get(str(moved).partition("=")[0])
         file = facts.study.costs.get(f"{base}@{moved}")
-        if cost is not None and file is not None:
+        if cost is not None and cost in values and file is not None:
             found.setdefault(cost, []).append((file.values[cost], float(percent)))
     table = []
     for cost, ends in found.items():
-        value = facts.study.costs[base].values[cost]
+        value = values[cost]
         line = sorted({(value, float(less[""])), *ends})
         flips = [a[0] + (b[0] - a[0]) * a[1] / (a[1] - b[1]) for a, b in pairwise(line) if (a[1] < 0) != (b[1] < 0)]
         table.append((cost.name.lower(), value, line[0][0], line[-1][0], line[0][1], line[-1][1], flips[0] if flips else float("nan")))

@@ -49,7 +49,7 @@ class Standings:
 
 def standings(facts: Facts) -> Standings:
     """Compare the settings of a dataset."""
-    same = same_settings(facts.plain)
+    same = same_settings(facts.plain, facts.settings.values)
     rows = facts.plain[facts.plain[TIME] > 0]
     rows = rows[rows["setting"].map(same) == rows["setting"]]
     rows = rows[rows.groupby("scenario")["setting"].transform("size") > 1]
@@ -60,21 +60,23 @@ def standings(facts: Facts) -> Standings:
     return Standings(rows, table, same, _reference(facts, rows, table))
 
 
-def same_settings(plain: pd.DataFrame) -> dict[int, int]:
-    """Each setting -> the one that has all its scenarios and the same figures in each: itself if there is none."""
-    settings, scenarios = int(plain["setting"].max()) + 1, int(plain["scenario"].max()) + 1
+def same_settings(plain: pd.DataFrame, values: pd.DataFrame) -> dict[int, int]:
+    """Each setting -> the one that has all its scenarios and the same figures in each, of several the one with the most parameters in
+    common; itself if there is none. `values`: the parameters of each setting."""
+    settings, scenarios = len(values), int(plain["scenario"].max()) + 1
     same = {number: number for number in range(settings)}
     if settings * scenarios * len(ALIKE) > MAX_CELLS:
         return same
     figures = np.full((settings, scenarios, len(ALIKE)), np.nan)
     figures[plain["setting"], plain["scenario"]] = plain[list(ALIKE)].to_numpy()
     there = ~np.isnan(figures).any(axis=2)
+    parameters = values.to_numpy()
     leaders: list[int] = []
     for number in sorted(range(settings), key=lambda number: (-int(there[number].sum()), number)):
         mine = there[number]
-        found = (lead for lead in leaders if there[lead][mine].all() and np.array_equal(figures[lead][mine], figures[number][mine]))
-        same[number] = next(found, number)
-        if same[number] == number:
+        alike = [lead for lead in leaders if there[lead][mine].all() and np.array_equal(figures[lead][mine], figures[number][mine])]
+        same[number] = max(alike, key=lambda lead: int((parameters[lead] == parameters[number]).sum()), default=number)
+        if not alike:
             leaders.append(number)
     return same
 
