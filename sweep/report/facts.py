@@ -137,7 +137,7 @@ def configurations(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     fixed = [f"any_value({name}) as {name}" for name in parameters if name not in keys]
     columns = ", ".join([*keys, *fixed, "min(point_id) as id", "count(*) as replicates", *ranges, *pairs, *means])
     least = f"min(nullif({TIME}, 0)) over (partition by {', '.join([*given(keys), 'replicate'])})"
-    query = f"select {columns} from (select *, {TIME} / {least} as ratio from points) group by all order by id"  # noqa: S608  our own names
+    query = f"select {columns} from (select *, {TIME} / {least} as ratio from points) group by all having count(*) > 0 order by id"  # noqa: S608
     frame: pd.DataFrame = database.sql(query).to_arrow_table().to_pandas(strings_to_categorical=True)
     for name in MEASURED:
         if name not in there:  # a dataset of an older version

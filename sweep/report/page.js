@@ -3,7 +3,7 @@
   const DATA = JSON.parse(document.getElementById("data").textContent);
   const PAGE_ROWS = 100;
   const LINE = 22; // pixels of a bar
-  const UNITS = { B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 };
+  const UNITS = { b: 1, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40 };
 
   const make = (name, attributes = {}, ...children) => {
     const element = document.createElement(name);
@@ -17,8 +17,8 @@
 
   /* "216,608 (9.02x)" -> 216608, "16GiB" -> 17179869184, "" -> NaN */
   const numberOf = (text) => {
-    const parts = /^([-+]?[0-9][0-9,]*(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?) ?(B|[KMGT]iB)?/.exec(text);
-    return parts ? Number(parts[1].replaceAll(",", "")) * (UNITS[parts[2]] || 1) : NaN;
+    const parts = /^([-+]?[0-9][0-9,]*(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?) ?(b|[kmgt]ib)?/i.exec(text);
+    return parts ? Number(parts[1].replaceAll(",", "")) * UNITS[(parts[2] ?? "b").toLowerCase()] : NaN;
   };
 
   const natural = new Intl.Collator("en", { numeric: true });

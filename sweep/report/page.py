@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -23,6 +23,7 @@ from sweep.report.charts import Chart
 from sweep.report.sections import Drawn
 from sweep.report.tables import ReportTable
 
+MOST_BYTES = 1_980_000
 STATIC_ROWS = 25  # of a table that are in the HTML itself: for readers without scripts, and before they run
 LONG = 60  # characters of a cell that is a sentence
 DIGITS = 5  # of a number in a chart
@@ -43,15 +44,24 @@ class Page:
 
 
 def render(page: Page) -> bytes:
-    """The file, UTF-8."""
-    data = [_data(piece) for section in page.sections for piece in section.pieces if not isinstance(piece, str)]
-    charted = any("views" in entry for entry in data)
-    library = _library() if charted else ""
+    """The file, UTF-8. Tables that may be cut are cut to what the rest leaves of MOST_BYTES."""
+    rest = len(_rendered(page, lambda table: table.within(pd.Series(1, index=table.frame.index), 0)))
+    return _rendered(page, lambda table: table.within(weights(table.frame), MOST_BYTES - rest))
+
+
+def _rendered(page: Page, fitted: Callable[[ReportTable], ReportTable]) -> bytes:
+    sections = [
+        Drawn(section.key, section.title, [fitted(piece) if isinstance(piece, ReportTable) else piece for piece in section.pieces])
+        for section in page.sections
+    ]
+    data = [_data(piece) for section in sections for piece in section.pieces if not isinstance(piece, str)]
+    library = _library() if any("views" in entry for entry in data) else ""
     script, style = _asset("page.js"), _asset("page.css")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.tests |= {"text": lambda piece: isinstance(piece, str), "chart": lambda piece: isinstance(piece, Chart), "long": _is_long}
     text = environment.from_string(_asset("page.html.jinja")).render(
         page=page,
+        sections=sections,
         static_rows=STATIC_ROWS,
         policy=policy([library, script], [style]),
         library=library,
@@ -60,6 +70,19 @@ def render(page: Page) -> bytes:
         data=embedded(data),
     )
     return text.encode()
+
+
+def weights(frame: pd.DataFrame) -> "pd.Series[int]":
+    """Bytes that each row takes on the page, or a few more; the first ones stand there twice."""
+    cells = [_weights(frame[name]) for name in frame]
+    return pd.concat(cells, axis=1).sum(axis=1) if cells else pd.Series(0, index=frame.index)
+
+
+def _weights(column: "pd.Series[Any]") -> "pd.Series[int]":
+    texts = column.astype(str)
+    if texts.nunique() * 2 <= len(texts):  # a number for each, and the words once
+        return pd.Series(len(str(len(texts))) + 1, index=texts.index)
+    return texts.map(lambda text: len(embedded(text).encode()) + 1)
 
 
 def policy(scripts: Sequence[str], styles: Sequence[str]) -> str:

@@ -22,23 +22,36 @@ MEASURES: Mapping[str, str] = {
 SCALE: Mapping[str, float] = {"guest_ns": 1e-6, "total_ns": 1e-6, "held_bytes": 1 / (1 << 20)}
 PRINTED_ROWS = 400  # of a terminal
 SAMPLED_POINTS = 10_000  # of a page; beyond, configurations are drawn
-TABLE_BYTES = 700_000  # of a page: what its largest table may take
 
 
 @dataclass(frozen=True, eq=False)
 class ReportTable:
-    """A titled table; `frame` holds what is shown, as text."""
+    """A titled table; `frame` holds what is shown, as text. One that may be cut to fit says of how many rows it is a sample, and in which
+    order rows are kept (their index)."""
 
     title: str
     frame: pd.DataFrame
     note: str = ""
+    sample_of: int = 0
+    keep: "pd.Index[Any] | None" = None
 
     def head(self, rows: int) -> "ReportTable":
-        """The first rows, and what is left out."""
-        if len(self.frame) <= rows:
+        """The first rows, and how many there are more."""
+        most = max(len(self.frame), self.sample_of)
+        if most <= rows:
             return self
-        more = f"{len(self.frame) - rows:,} more rows: faultsweep query DIR 'select ...'"
+        more = f"{most - rows:,} more rows: faultsweep query DIR 'select ...'"
         return ReportTable(self.title, self.frame.head(rows), f"{self.note}; {more}" if self.note else more)
+
+    def within(self, weights: "pd.Series[int]", most: int) -> "ReportTable":
+        """As many rows, in the order of `keep`, as weigh no more than that together; the note says of how many."""
+        if self.keep is None:
+            return self
+        fits = weights.reindex(self.keep.intersection(self.frame.index, sort=False)).cumsum() <= most
+        frame = self.frame[fits.reindex(self.frame.index)]
+        left_out = len(frame) < self.sample_of
+        note = f"{len(frame):,} of {self.sample_of:,} configurations, an even sample by their ids" if left_out else self.note
+        return ReportTable(self.title, frame, note)
 
 
 def pick(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -82,28 +95,10 @@ def _cells(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def general_table(facts: Facts) -> ReportTable:
-    """The configurations of any study: what varies, and the measures. Of more than SAMPLED_POINTS points, and of more than TABLE_BYTES,
-    those with the lowest ids: ids are digests, so that is an even sample, and always the same."""
+    """The configurations of any study: what varies, and the measures. Of more than SAMPLED_POINTS points, those with the lowest ids: ids
+    are digests, so that is an even sample, and always the same."""
     keys = list(facts.varying) or ["workload"]
-    drawn = facts.frame
-    if facts.points > SAMPLED_POINTS:
-        drawn = _lowest(drawn, drawn["replicates"], SAMPLED_POINTS)
-    table = shown(drawn, keys, None)
-    widths = pd.concat([_widths(table[name]) for name in table], axis=1).sum(axis=1)
-    if widths.sum() > TABLE_BYTES:
-        table = table.loc[_lowest(drawn, widths, TABLE_BYTES).index]
-    left = len(facts.frame) - len(table)
-    note = f"{len(table):,} of {len(facts.frame):,} configurations, an even sample by their ids" if left else ""
-    return ReportTable("Configurations, means over replicates", table, note)
-
-
-def _widths(column: "pd.Series[str]") -> "pd.Series[int]":
-    """Bytes of each cell on the page, where words that come again are numbers (page.columns())."""
-    again = column.nunique() * 2 <= len(column)
-    return pd.Series(5, index=column.index) if again else column.map(lambda text: len(text.encode()) + 3)
-
-
-def _lowest(frame: pd.DataFrame, weights: "pd.Series[Any]", most: int) -> pd.DataFrame:
-    """Rows with the lowest ids whose weights add up to at most so much, in the order of the frame."""
-    kept = weights.loc[frame["id"].sort_values(kind="stable").index].cumsum() <= most
-    return frame[kept.reindex(frame.index)]
+    by_id = facts.frame["id"].sort_values(kind="stable").index
+    kept = facts.frame.loc[by_id, "replicates"].cumsum() <= max(SAMPLED_POINTS, facts.frame["replicates"].iloc[0])
+    drawn = facts.frame[kept.reindex(facts.frame.index)] if facts.points > SAMPLED_POINTS else facts.frame
+    return ReportTable("Configurations, means over replicates", shown(drawn, keys, None), "", len(facts.frame), by_id)
