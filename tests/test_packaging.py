@@ -27,6 +27,7 @@ def test_the_wheel_holds_both_packages_and_the_configs(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {"kernels/engine.py", "sweep/cli.py", "sweep/configs/costs/default.toml", "sweep/configs/studies/thread.toml"} <= set(names)
+    assert {f"sweep/report/page.{kind}" for kind in ("html.jinja", "css", "js")} <= set(names)
     assert not [name for name in names if name.startswith("tests/")]
 
 

@@ -133,11 +133,15 @@ def configurations(database: duckdb.DuckDBPyConnection) -> pd.DataFrame:
     keys = _varying(database, parameters)
     means = [f"avg({name})::double as {name}" for name in MEASURED if name in there]
     ranges = [f"min({TIME})::double as low", f"max({TIME})::double as high"]
-    pairs = [f"{end}(ratio) / avg(ratio) as paired_{word}" for end, word in (("min", "low"), ("max", "high"))]
+    ratio = f"{TIME} / least"
+    pairs = [f"{end}({ratio}) / avg({ratio}) as paired_{word}" for end, word in (("min", "low"), ("max", "high"))]
     fixed = [f"any_value({name}) as {name}" for name in parameters if name not in keys]
     columns = ", ".join([*keys, *fixed, "min(point_id) as id", "count(*) as replicates", *ranges, *pairs, *means])
-    least = f"min(nullif({TIME}, 0)) over (partition by {', '.join([*given(keys), 'replicate'])})"
-    query = f"select {columns} from (select *, {TIME} / {least} as ratio from points) group by all having count(*) > 0 order by id"  # noqa: S608
+    scenario = ", ".join([*given(keys), "replicate"])
+    query = (
+        f"with fastest as (select {scenario}, min(nullif({TIME}, 0)) as least from points group by all) "  # noqa: S608  our own names
+        f"select {columns} from points join fastest using ({scenario}) group by all having count(*) > 0 order by id"
+    )
     frame: pd.DataFrame = database.sql(query).to_arrow_table().to_pandas(strings_to_categorical=True)
     for name in MEASURED:
         if name not in there:  # a dataset of an older version
