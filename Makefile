@@ -22,6 +22,7 @@ run: $(STAMP)
 	$(BIN)/faultsweep report results/thread
 
 test: $(STAMP)
+	@sh tests/chromium.sh
 	$(BIN)/python -m pytest -n 2
 
 check: $(STAMP)

@@ -163,11 +163,16 @@ def verify(
 
 
 @app.command()
-def report(dataset: DatasetPath, as_json: AsJson = False) -> None:
-    """Write DIR/report/index.html and print the main table."""
+def report(
+    dataset: DatasetPath,
+    other: Annotated[str | None, typer.Argument(help="a second dataset, to compare the first with")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write DIR/report/index.html and print the main table; of two datasets, compare them point by point."""
     from sweep.report.build import build_report
+    from sweep.report.compare import compare
 
-    built = build_report(dataset)
+    built = compare(dataset, other) if other is not None else build_report(dataset)
     _print_json(built.as_json()) if as_json else print(built.as_text())
 
 

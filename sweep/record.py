@@ -54,7 +54,12 @@ def _cost_record(costs: CostFile) -> dict[str, int]:
 
 def read_study(store: Store) -> Study:
     """The study of a dataset, from its study.json. Raises DatasetError."""
-    record, name = store.json("study.json"), f"{store.name}/study.json"
+    return study_of(store.json("study.json"), store.name)
+
+
+def study_of(record: dict[str, Any], dataset: str) -> Study:
+    """The study of a record like study_record()'s; `dataset` is its name, for messages. Raises DatasetError."""
+    name = f"{dataset}/study.json"
     try:
         inner = record["study"]
         return Study(

@@ -1,10 +1,14 @@
 """Shared fixtures: small studies, run once per session."""
 
+import shutil
 from collections import Counter as Tally
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sweep.configs import config_root
+from sweep.report.build import Report, build_report
 
 SMALL_STUDY = """
 [study]
@@ -32,14 +36,21 @@ def study_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def thread_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of the published thread dataset."""
+    place = tmp_path_factory.mktemp("published") / "thread"
+    shutil.copytree(config_root().parent / "results" / "published" / "thread", place)
+    return build_report(place)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What tests recorded, summed up: how many examples ran."""
+    """What tests recorded, summed up: how many examples ran; and why some did not run, one line for each reason."""
     recorded = Tally[str]()
     for report in terminalreporter.stats.get("passed", []):
         recorded.update(dict(report.user_properties))
     for name, total in recorded.items():
         terminalreporter.write_line(f"{name}: {total:,}")
-    for report in terminalreporter.stats.get("skipped", []):  # a kernel that was not asked is said aloud
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-        if "validate: " in reason:
-            terminalreporter.write_line(reason)
+    reasons = Tally(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", []))
+    for reason, total in reasons.items():
+        terminalreporter.write_line(f"{total} skipped: {reason}")

@@ -1,212 +1,162 @@
-"""Verdicts: which counters must be equal, why some need not be, and what the command ends with."""
+"""`report A B`: what pairs, what the differences are, and what does not pair."""
 
-from dataclasses import replace
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
-from sweep.errors import DatasetError, UsageError
-from sweep.host.case import Case, predict
-from sweep.host.compare import RULES, Verdict, compare, value_of, within
-from sweep.host.litmus import Measured
-from sweep.host.result import LayerResult, agreement, dataset_of, read_dataset, write_dataset
-from sweep.host.suite import SHORT, host_suite, short_suite, suite
-from sweep.host.target import judge, least, model_kernel
-from sweep.host.validate import ValidateOptions, Validation, ask, validate
-from tests.fake_kernel import FakeKernel, measured_like
+import sweep
+from sweep.dataset.store import Store
+from sweep.errors import DatasetError
+from sweep.report.compare import compare, interval, summary_table
 
-
-def named(name: str, kernel: str = "6.12", mmu: str = "tdp") -> Case:
-    return next(case for case in suite(kernel, mmu) if case.name == name)
-
-
-def changed(case: Case, step: int, **more: int) -> Any:
-    counts = [dict(found) for found in predict(case)]
-    for name, value in more.items():
-        counts[step][name] += value
-    return compare(case, counts, predict(case))
-
-
-def test_a_kernel_that_counts_as_the_model_is_equal_in_every_counter() -> None:
-    case = named("thp/log_after")
-    found = compare(case, predict(case), predict(case))
-    assert found.verdict == Verdict.EQUAL
-    assert {row.verdict for row in found.rows} == {Verdict.EQUAL}
-    assert {row.counter for row in found.rows} == set(RULES) - {"pagemap_rss_bytes", "pagemap_huge_bytes"}
+STUDY = """
+[study]
+name = "{name}"
+seed = 5
+replicates = 3
+[point]
+memory = "4MiB"
+kernel = "{kernel}"
+workload = "mixed"
+[[block]]
+grid = {{ backing = {backing}, vcpus = [1, 2], costs = {costs} }}
+[workload.mixed]
+steps = [
+  {{ op = "touch", access = "read", order = "random", touches = {touches} }},
+  {{ op = "touch", access = "mixed", write_percent = 40.0, order = "random", repeat = true, touches = 500 }},
+]
+"""
+PLAIN = {"name": "s", "kernel": "6.1", "backing": '["anonymous", "anonymous_thp"]', "costs": '["default"]', "touches": "600"}
 
 
-@pytest.mark.parametrize("counter", ["pf_fixed", "pgfault", "invalidate_range_start", "thp_split_pmd", "pages_4k", "rss_bytes"])
-def test_one_count_too_many_differs(counter: str) -> None:
-    found = changed(named("thp/read_then_write"), 1, **{counter: 1})
-    assert found.verdict == Verdict.DIFFERS
-    assert [(row.step, row.counter, row.real - row.predicted) for row in found.wrong] == [(1, counter, 1)]
+def dataset(folder: Path, name: str, **changes: str) -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(STUDY.format(**{**PLAIN, **changes}))
+    sweep.run(path, folder / name, sweep.RunOptions(executor="inline", quiet=True))
+    return folder / name
 
 
-def test_spurious_faults_are_taken_off_before_faults_are_compared() -> None:
-    case = named("anonymous/write")
-    assert changed(case, 0, pf_spurious=2, pf_taken=2).verdict == Verdict.EQUAL
-    assert changed(case, 0, pf_taken=2).verdict == Verdict.DIFFERS
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return dataset(tmp_path_factory.mktemp("old"), "old")
 
 
-def test_retries_of_two_vcpus_are_free_with_a_reason_and_everything_else_is_not() -> None:
-    case = named("anonymous_two_vcpus/read_then_write")
-    found = changed(case, 1, pf_taken=900)
-    assert found.verdict == Verdict.EQUAL
-    assert [row.reason for row in found.rows if row.verdict == Verdict.FREE] == ["retries of several vCPUs depend on time"]
-    assert changed(case, 1, pf_fixed=1).verdict == Verdict.DIFFERS
+def test_two_kernels_are_paired_point_by_point(old: Path, tmp_path: Path) -> None:
+    new = dataset(tmp_path, "new", kernel="6.13")
+    found = compare(old, new)
+    assert found.notes[0] == "What differs: kernel: 6.1 in A, 6.13 in B."
+    a, b = (sweep.open_dataset(place).points() for place in (old, new))
+    both = a.merge(b, on=["backing", "vcpus", "replicate"], suffixes=("_a", "_b"))
+    assert len(both) == 12
+    means = both.groupby(["backing", "vcpus"])[["exits_a", "exits_b"]].mean()
+    rows = found.changes.frame.set_index(["backing", "vcpus"])
+    for (backing, vcpus), values in means.iterrows():  # type: ignore[misc]
+        shown = rows.loc[(backing, str(vcpus))]
+        assert float(shown["exits, B - A"].replace(",", "")) == pytest.approx(values["exits_b"] - values["exits_a"], rel=1e-3)
+    summary = found.summary.frame.set_index("measure")
+    relative = (means["exits_b"] / means["exits_a"] - 1).mean()
+    assert float(summary.loc["exits", "mean change, %"]) == pytest.approx(100 * relative, rel=1e-2)
 
 
-@pytest.mark.parametrize(("more", "verdict"), [(3, Verdict.EQUAL), (4, Verdict.DIFFERS), (-1, Verdict.DIFFERS)])
-def test_a_zap_may_flush_three_times_more_and_never_less(more: int, verdict: Verdict) -> None:
-    assert changed(named("anonymous/dontneed"), 1, remote_tlb_flush_requests=more).verdict == verdict
-    assert changed(named("anonymous/write"), 0, remote_tlb_flush_requests=1).verdict == Verdict.DIFFERS
+def test_the_interval_of_a_configuration_is_that_of_its_paired_replicates(old: Path, tmp_path: Path) -> None:
+    new = dataset(tmp_path, "new", kernel="6.13")
+    rows = compare(old, new).changes.frame
+    row = rows[(rows["backing"] == "anonymous_thp") & (rows["vcpus"] == "2")].iloc[0]
+    a, b = (sweep.open_dataset(place).points() for place in (old, new))
+    times = [p[(p["backing"] == "anonymous_thp") & (p["vcpus"] == 2)].sort_values("replicate")["total_ns"].to_numpy() / 1e6 for p in (a, b)]
+    known = stats.ttest_rel(times[1], times[0]).confidence_interval(0.95)
+    low, high = (float(text.replace(",", "")) for text in row["total ms, 95 %"].split(" ... "))
+    assert (low, high) == pytest.approx((known.low, known.high), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("more", "alone", "verdict"), [(1, True, Verdict.DIFFERS), (7, False, Verdict.EQUAL), (-1, False, Verdict.DIFFERS)]
-)
-def test_machine_wide_counters_may_be_more_on_a_host_with_others(more: int, alone: bool, verdict: Verdict) -> None:
-    case = named("thp/write")
-    counts = [dict(step) for step in predict(case)]
-    counts[0]["thp_fault_alloc"] += more
-    assert compare(case, counts, predict(case), alone).verdict == verdict
+def test_the_same_twice_differs_in_nothing(old: Path) -> None:
+    found = compare(old, old)
+    assert found.answer == "Total time is the same in all 4 configurations."
+    assert set(found.summary.frame["same"]) == {"4"}
+    assert found.notes[0] == "What differs: nothing that the datasets say."
 
 
-def test_what_a_child_or_the_page_cache_holds_is_free_only_after_it_could() -> None:
-    case = named("shmem/dontneed")
-    assert changed(case, 0, held_bytes=4096).verdict == Verdict.DIFFERS
-    assert changed(case, 2, held_bytes=4096).verdict == Verdict.EQUAL
+def test_what_one_side_lacks_is_left_out_and_counted(old: Path, tmp_path: Path) -> None:
+    found = compare(old, dataset(tmp_path, "new", backing='["anonymous_thp", "shmem"]'))
+    assert "6 of 12 points of A and 6 of 12 of B have no partner." in found.notes
+    assert len(found.changes.frame) == 2
 
 
-def test_values_of_case_files() -> None:
-    assert value_of({"pf_taken": 7, "pf_spurious": 2}, "pf_taken_less_spurious") == 5
-    assert within(3, 3)
-    assert within(3, [2, 3])
-    assert not within(4, [2, 3])
+def test_two_hosts_are_two_cost_files_and_moved_costs_pair(tmp_path: Path) -> None:
+    first = dataset(tmp_path, "first", costs='["default", "default@vm_exit_ns=low"]')
+    second = dataset(tmp_path, "second", costs='["upton-arm64", "upton-arm64@vm_exit_ns=low"]')
+    found = compare(first, second)
+    assert found.notes[0] == "What differs: costs: default in A, upton-arm64 in B."
+    assert set(found.changes.frame["moved"]) == {"", "@vm_exit_ns=low"}
+    assert len(found.changes.frame) == 8
 
 
-def test_a_case_without_all_its_steps_fails() -> None:
-    case = named("thp/read_then_write")
-    assert compare(case, predict(case)[:1], predict(case)).verdict == Verdict.FAILED
-    assert judge(case, None, predict).verdict == Verdict.FAILED
-    assert judge(case, Measured(failure="ended by signal 9"), predict).reason == "ended by signal 9"
-    assert judge(case, Measured(late=True), predict).verdict == Verdict.LEFT_OUT
-
-
-def test_a_host_without_huge_pages_is_no_difference() -> None:
-    case = named("thp/write")
-    measured = measured_like(case, predict(case))
-    measured.steps[0] = {**measured.steps[0], "thp_fault_fallback": 1, "thp_fault_alloc": 3}
-    found = judge(case, measured, predict)
-    assert (found.verdict, "no huge page free" in found.reason) == (Verdict.LEFT_OUT, True)
-
-
-def test_repetitions_on_a_live_host_count_the_least() -> None:
-    case = named("thp/write")
-    runs = []
-    for extra in (5, 0, 2):
-        measured = measured_like(case, predict(case))
-        measured.steps[0] = {**measured.steps[0], "thp_fault_alloc": measured.steps[0]["thp_fault_alloc"] + extra}
-        runs.append(measured)
-    runs.append(Measured(failure="ended by signal 9"))
-    assert judge(case, least(case, runs), predict).verdict == Verdict.EQUAL
-    assert judge(case, least(case, runs[-1:]), predict).verdict == Verdict.FAILED
-
-
-@pytest.mark.parametrize("kernel", ["6.1", "6.12", "6.18", "7.3"])
-@pytest.mark.parametrize("mmu", ["tdp", "legacy", "shadow"])
-def test_the_short_form_has_its_twenty_cases_everywhere(kernel: str, mmu: str) -> None:
-    assert tuple(case.name for case in short_suite(kernel, mmu)) == SHORT
-    assert len(SHORT) == 20
-    assert len(list(suite(kernel, mmu))) >= 280
-    assert len(list(host_suite(kernel))) >= 140
-
-
-def test_a_wrong_prediction_ends_with_1_and_names_counter_and_case() -> None:
-    def wrong(case: Case) -> list[dict[str, int]]:
-        counts = predict(case)
-        if case.name == "thp/fork":
-            counts[3]["pf_fixed"] += 1
-        return counts
-
-    layer = ask(FakeKernel(), ValidateOptions(), wrong)
-    found = Validation([layer])
-    assert found.exit_status == 1
-    assert layer.count(Verdict.DIFFERS) == 1
-    assert layer.count(Verdict.EQUAL) == 19
-    text = found.as_text()
-    assert "thp/fork: differs" in text
-    assert "pf_fixed" in text
-    assert "20 cases, 19 exact" in text
-    assert found.as_json()["layers"][0]["bad"][0]["rows"][0]["counter"] == "pf_fixed"
-
-
-def test_a_right_prediction_ends_with_0() -> None:
-    assert Validation([ask(FakeKernel(), ValidateOptions(), predict)]).exit_status == 0
-
-
-def test_a_layer_that_was_named_must_run_and_another_need_not() -> None:
-    ran = ask(FakeKernel(), ValidateOptions(everything=True, only="^thp/write$"), predict)
-    skipped = LayerResult("kvm", "", "none", {}, skipped="no /dev/kvm on this machine", asked=False)
-    assert Validation([ran, skipped]).exit_status == 0
-    assert Validation([ran, LayerResult("boot", "6.1", "tdp", {}, skipped="no mirror")]).exit_status == 5
-    assert Validation([skipped]).exit_status == 5
-    assert "skipped: no /dev/kvm on this machine" in Validation([skipped]).as_text()
+def test_another_model_or_seed_is_named(old: Path, tmp_path: Path) -> None:
+    new = dataset(tmp_path, "new")
+    store = Store(new)
+    record = store.json("study.json") | {"model_digest": "0" * 64, "seed": 6}
+    store.write_json("study.json", record)
+    notes = compare(old, new).notes[0]
+    assert "the model's source differs" in notes
+    assert "the seeds differ" in notes
 
 
 @pytest.mark.parametrize(
-    ("options", "cause"),
+    ("changes", "words"),
     [
-        ({"layers": ["kvmm"]}, "memory, kvm, boot are there"),
-        ({"mmus": ["ept"]}, "tdp, legacy, shadow"),
-        ({"boot": ["6.12; rm"]}, "a version like 6.1"),
-        ({"random": -1}, "--random"),
-        ({"memory": "2G"}, "--memory"),
-        ({"only": "("}, "--only"),
-        ({"image": Path("/nowhere/vmlinuz")}, "no such file"),
+        ({"backing": '["shmem", "shmem_thp"]'}, "backing is anonymous, anonymous_thp in old and shmem, shmem_thp in new"),
+        ({"touches": "700"}, "workload 'mixed' has other steps in one than in the other"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, Any], cause: str) -> None:
-    with pytest.raises(UsageError, match=cause):
-        validate(ValidateOptions(**options))
+def test_what_does_not_pair_says_why(old: Path, tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    with pytest.raises(DatasetError, match=re.escape("old and new do not pair: " + words)):
+        compare(old, dataset(tmp_path, "new", **changes))
 
 
-@pytest.mark.parametrize(
-    ("release", "kernel"), [("6.18.44-fc-v669", "6.18"), ("6.1.0-56-cloud-amd64", "6.1"), ("5.15.0-91-generic", "5.15"), ("99.1.0", "7.3")]
-)
-def test_a_release_chooses_the_regime(release: str, kernel: str) -> None:
-    found, note = model_kernel(release)
-    assert found == kernel
-    assert bool(note) == (release == "99.1.0")
+def test_other_parameters_together_leave_nothing_to_pair(tmp_path: Path) -> None:
+    """Each value is on both sides, but no combination is."""
+    text = '[study]\nname = "s"\n[point]\nmemory = "4MiB"\n[[block]]\nzip = {{ vcpus = [1, 2], backing = {} }}\n'
+    for name, backing in (("x", '["anonymous", "shmem"]'), ("y", '["shmem", "anonymous"]')):
+        (tmp_path / f"{name}.toml").write_text(text.format(backing))
+        sweep.run(tmp_path / f"{name}.toml", tmp_path / name, sweep.RunOptions(executor="inline", quiet=True))
+    with pytest.raises(DatasetError, match="no point of one has the parameters and the replicate of a point of the other"):
+        compare(tmp_path / "x", tmp_path / "y")
 
 
-def test_the_dataset_holds_host_counts_and_verdicts_and_notices_damage(tmp_path: Path) -> None:
-    def wrong(case: Case) -> list[dict[str, int]]:
-        counts = predict(case)
-        counts[0]["pgfault"] += case.name == "thp/fork"
-        return counts
+def test_interval_needs_two() -> None:
+    assert np.isnan(interval(1.0, float("nan"), 1)).all()
+    assert interval(0.0, 1.0, 4) == pytest.approx((-1.5912, 1.5912), rel=1e-4)
 
-    layer = ask(FakeKernel(), ValidateOptions(), wrong)
-    folder = tmp_path / "made"
-    write_dataset(dataset_of([layer], {"date": "2026-01-01"}), folder)
-    tables = read_dataset(folder).tables
-    cases = tables["cases"].to_pandas()
-    counts = tables["counts"].to_pandas()
-    assert len(cases) == 20
-    assert set(cases.verdict) == {"equal", "differs"}
-    assert counts[counts.verdict == "differs"][["case", "step", "counter"]].to_numpy().tolist() == [["thp/fork", 0, "pgfault"]]
-    assert len(counts) == sum(len(result.rows) for result in layer.results)
-    assert "| 6.12.0-fake | booted | TDP MMU | 20 | 19 |" in agreement(tables["cases"])
-    right = ask(FakeKernel(), ValidateOptions(only="^thp/fork$"), predict)
-    other = replace(right, mmu="legacy")
-    write_dataset(dataset_of([right, other], {"date": "2026-01-02"}), folder)  # the same kernel: replaced; another: added
-    again = read_dataset(folder)
-    assert [(host["mmu"], host["about"]["date"]) for host in again.hosts] == [("tdp", "2026-01-02"), ("legacy", "2026-01-02")]
-    assert again.tables["cases"]["verdict"].to_pylist() == ["equal", "equal"]
-    damaged = folder / "counts.parquet"
-    damaged.write_bytes(damaged.read_bytes()[:-9] + b"x" + damaged.read_bytes()[-8:])
-    with pytest.raises(DatasetError, match=r"counts\.parquet: does not match"):
-        read_dataset(folder)
-    with pytest.raises(DatasetError, match="no validation dataset"):
-        read_dataset(tmp_path / "none")
+
+def test_a_measure_that_is_nothing_in_a_has_no_relative_change() -> None:
+    figures = {
+        f"{name}_{side}": [0.0, 0.0]
+        for name in ("total_ns", "guest_ns", "exits", "pf_retry", "mmu_lock_write", "held_bytes", "fault_p99_ns")
+        for side in "ab"
+    }
+    row = summary_table(pd.DataFrame(figures)).frame.iloc[0]
+    assert (row["mean change, %"], row["same"]) == ("", "2")
+
+
+def test_command_prints_and_writes_the_comparison(old: Path, tmp_path: Path) -> None:
+    new = dataset(tmp_path, "new", kernel="6.13")
+    command = [sys.executable, "-m", "sweep", "report", str(old), str(new)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "old (A) against new (B)" in done.stdout
+    assert "95 % interval" in done.stdout
+    page = old / "report" / "compare-new.html"
+    assert f"page: {page}" in done.stdout
+    text = page.read_text()
+    assert "old (A) against new (B)" in text and "Content-Security-Policy" in text
+    report = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert {row["measure"] for row in report["tables"][0]["rows"]} >= {"total ms", "exits"}
+    assert page.read_text() == text
+    wrong = subprocess.run([*command[:-1], str(tmp_path / "nowhere")], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, len(wrong.stderr.splitlines())) == (3, 1)

@@ -33,6 +33,7 @@ def test_the_wheel_holds_both_packages_and_the_configs(tmp_path: Path) -> None:
         "sweep/configs/studies/thread.toml",
         "sweep/host/litmus.c",
     } <= set(names)
+    assert {f"sweep/report/page.{kind}" for kind in ("html.jinja", "css", "js")} <= set(names)
     assert not [name for name in names if name.startswith("tests/")]
 
 

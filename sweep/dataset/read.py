@@ -1,5 +1,7 @@
 """Opening a dataset: pandas, Arrow, SQL."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,34 +50,43 @@ class Dataset:
             raise UsageError(f"table {table!r} is unknown; there are {', '.join(TABLES)}")
         return self.store.failures() if table == "errors" else self.store.read(table)
 
-    def _scanned(self, table: str) -> Any:
-        """A table for DuckDB: of a sealed dataset in a folder, its files, of which only the columns that are asked for are read."""
+    def scanned(self, table: str, columns: Sequence[str] | None = None) -> Any:
+        """A table for connection(): of a sealed dataset in a folder, its files, of which only the columns that are asked for are read;
+        else those columns (all) in memory. Raises DatasetError for a damaged part."""
         state = self.store.state()
-        if table == "errors" or state.commits or not isinstance(self.store.storage, LocalStorage):
+        if table == "errors":
             return self.arrow(table)
-        paths = [str(self.store.storage.root / part.path) for part in state.parts() if part.table == table]
-        if not paths:
-            return self.arrow(table)
+        paths = [part.path for part in state.parts() if part.table == table]
+        if not paths or state.commits or not isinstance(self.store.storage, LocalStorage):
+            return self.store.read(table, columns)
         options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        return ds.dataset(paths, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+        files = [str(self.store.storage.root / path) for path in paths]
+        return ds.dataset(files, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
 
     def sql(self, query: str) -> pa.Table:
         """Result of a query over `points`, `steps` and `errors`. The query sees these tables only: no files, no network."""
-        connection = duckdb.connect(":memory:", config={"enable_external_access": False})
-        try:
-            for name in TABLES:
-                connection.register(name, self._scanned(name))
-            if len(connection.extract_statements(query)) != 1:
-                raise UsageError("query: exactly one statement is needed")
-            answer: Any = connection.sql(query)
-            if answer is None:
-                raise UsageError("query: a SELECT is needed")
-            result = answer.to_arrow_table()
-            return _plain_integers(result)
-        except duckdb.Error as error:
-            raise UsageError(f"query: {str(error).splitlines()[0]}") from None
-        finally:
-            connection.close()
+        with connection({name: self.scanned(name) for name in TABLES}) as database:
+            try:
+                if len(database.extract_statements(query)) != 1:
+                    raise UsageError("query: exactly one statement is needed")
+                answer: Any = database.sql(query)
+                if answer is None:
+                    raise UsageError("query: a SELECT is needed")
+                return _plain_integers(answer.to_arrow_table())
+            except duckdb.Error as error:
+                raise UsageError(f"query: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def connection(tables: Mapping[str, Any], threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with these tables and nothing else: no files, no network. One thread sums in one order: the same rows give the same bits."""
+    database = duckdb.connect(":memory:", config={"enable_external_access": False, **({"threads": threads} if threads else {})})
+    try:
+        for name, table in tables.items():
+            database.register(name, table)
+        yield database
+    finally:
+        database.close()
 
 
 def _plain_integers(table: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ from kernels.spec import PMD_BYTES
 from sweep.errors import Fault, StudyError
 from sweep.files import read_toml
 from sweep.replay.accesses import Folded
-from sweep.report.tables import varying
+from sweep.report.roles import PARAMETER_COLUMNS
 
 WORKLOAD = "trace"
 LIST_NAME = "accesses.parquet"
@@ -95,7 +95,8 @@ def _makes_sense(kernel: str, policy: str, mmu: str) -> bool:
 
 def compared(points: pd.DataFrame, faults: int) -> pd.DataFrame:
     """Each configuration's mean over replicates: its settings, faults, those beside the recorded ones, and what else they cost."""
-    keys = list(dict.fromkeys([*SETTINGS, *varying(points)]))
+    varying = [name for name in PARAMETER_COLUMNS if points[name].nunique() > 1]
+    keys = list(dict.fromkeys([*SETTINGS, *varying]))
     means = points.groupby(keys, sort=False, observed=True)[["pf_taken", "pf_retry", "mmu_lock_write", "guest_ns", "held_bytes"]].mean()
     frame = means.reset_index().sort_values("pf_taken", kind="stable", ignore_index=True)
     frame.insert(len(keys) + 1, "of_recorded", frame["pf_taken"] / faults)

@@ -1,46 +1,54 @@
-"""Building a report: which tables a study has, the text for the terminal, the page."""
+"""Building a report: what is gathered from a dataset, the text for the terminal, the page."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from sweep.dataset.files import publish
-from sweep.dataset.read import Dataset
-from sweep.errors import DatasetError
-from sweep.record import read_study
-from sweep.report.claims import Judged, judge, worlds_of
-from sweep.report.observed import figures_table, observed_table
-from sweep.report.replayed import trace_tables
-from sweep.report.tables import ReportTable, general_table
-from sweep.report.thread import CLAIMS, main_tables, switch_table
+import pandas as pd
 
-_STYLE = """
-:root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
-body { margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid color-mix(in srgb, currentColor 25%, transparent); padding: .25rem .5rem; }
-th, td { text-align: left; vertical-align: top; }
-th { background: color-mix(in srgb, currentColor 8%, transparent); }
-"""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+from sweep.dataset.files import publish
+from sweep.dataset.read import Dataset, connection
+from sweep.report import thread
+from sweep.report.claims import Claim, Judged, World, judge, worlds_of
+from sweep.report.facts import Facts, gather
+from sweep.report.observed import figures_table, observed_table
+from sweep.report.origin import provenance
+from sweep.report.page import Page, render
+from sweep.report.replayed import trace_tables
+from sweep.report.sections import Material, drawn, spread
+from sweep.report.sensitivity import sensitivity
+from sweep.report.standings import answer, details, standings
+from sweep.report.tables import PRINTED_ROWS, SAMPLED_POINTS, ReportTable, general_table
+
+
+@dataclass(frozen=True)
+class Story:
+    """A study with tables, claims and an answer of its own."""
+
+    tables: Callable[[pd.DataFrame], Sequence[ReportTable]]
+    switches: Callable[[World], ReportTable]
+    claims: Sequence[Claim]
+    answer: Callable[[Sequence[World]], str]
+
+
+STORIES: Mapping[str, Story] = {"thread": Story(thread.main_tables, thread.switch_table, thread.CLAIMS, thread.answer)}
 
 
 @dataclass(frozen=True)
 class Report:
-    """A study's report: title, main tables, judged claims, further tables."""
+    """A study's report: title, answer, printed tables, judged claims."""
 
     title: str
+    answer: str
     path: Path
     tables: list[ReportTable]
     claims: list[Judged]
-    digests: dict[str, str]
+    digests: Mapping[str, str]
 
     def as_text(self) -> str:
         """Main table (the first), the last one and the claims for a terminal; the page has all tables."""
-        parts = [self.title, ""]
+        parts = [self.title, "", self.answer, ""]
         for table in dict.fromkeys((self.tables[0], self.tables[-1])):
             parts += [table.title, table.frame.to_string(index=False), table.note, ""]
         for judged in self.claims:
@@ -50,7 +58,7 @@ class Report:
                 f"  said by {claim.who}, {claim.message}",
                 f"  rows    {claim.rows}",
                 f"  figure  {judged.figure}",
-                f"  {_spread(judged)}",
+                f"  {spread(judged)}",
                 f"  verdict {judged.text}",
                 "",
             ]
@@ -60,8 +68,9 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         return {
             "title": self.title,
+            "answer": self.answer,
             "page": str(self.path),
-            "digests": self.digests,
+            "digests": dict(self.digests),
             "tables": [{"title": t.title, "note": t.note, "rows": t.frame.to_dict("records")} for t in self.tables],
             "claims": [
                 {
@@ -83,66 +92,66 @@ class Report:
         }
 
 
-def _spread(judged: Judged) -> str:
-    low, high = judged.spread
-    cost_low, cost_high = judged.cost_spread
-    return (
-        f"{judged.claim.unit}: {judged.value:.4g} (replicates {low:.4g} ... {high:.4g}; "
-        f"over the range of each cost {cost_low:.4g} ... {cost_high:.4g})"
-    )
-
-
 def build_report(place: Path | str) -> Report:
     """Compute the report of a dataset and write DIR/report/index.html. Raises DatasetError."""
     dataset = Dataset(place)
-    record = dataset.store.json("study.json")
-    points = dataset.points()
-    if points.empty:
-        raise DatasetError(f"{place}: holds no points yet; run the study first")
-    tables, claims = [general_table(points)], []
-    if record["name"] == "thread" and (main := main_tables(points)):
-        worlds = worlds_of(points, dataset.steps())
-        claims = [judged for claim in CLAIMS if (judged := judge(claim, worlds)) is not None]
-        tables = [*main, switch_table(worlds[0])]
-    if observations := read_study(dataset.store).observations:
-        tables = [*(tables if claims else [figures_table(points, observations)]), observed_table(points, observations)]
-    tables += trace_tables(dataset.store.local_folder())
-    seal = dataset.store.seal()
-    digests: dict[str, str] = {"model_digest": str(record["model_digest"])}
-    digests |= {"root_digest": seal.root_digest, "content_digest": seal.content_digest} if seal else {}
+    facts = gather(dataset)
+    standing = standings(facts)
+    with connection({"points": dataset.scanned("points", None)}, threads=1) as database:
+        rows = details(database, facts, standing.reference)
+    own, claims, text = _story(dataset, facts)
+    traces = trace_tables(dataset.store.local_folder())
+    configurations, observed = general_table(facts), _observed(facts)
+    material = Material(
+        facts,
+        standing,
+        sensitivity(facts, standing, rows),
+        configurations,
+        provenance(dataset, facts),
+        [*own, *traces],
+        claims,
+        observed[-1:],
+    )
     path = dataset.store.local_folder() / "report" / "index.html"
-    report = Report(record["study"]["title"] or record["name"], path, tables, claims, digests)
-    publish(report.path, page(report).encode())
+    tables = [*(own or observed[:1] or [configurations.head(PRINTED_ROWS)]), *observed[-1:], *traces]
+    report = Report(facts.title, text or answer(facts, standing, rows), path, tables, claims, facts.digests)
+    page = Page(report.title, facts.study.name, facts.question, report.answer, figures(facts), notes(facts), drawn(material))
+    publish(path, render(page))
     return report
 
 
-def page(report: Report) -> str:
-    """One HTML file without scripts or network, every text escaped."""
-    body = [f"<h1>{escape(report.title)}</h1>"]
-    if report.claims:
-        body += ["<h2>Claims</h2>", _claims_html(report.claims)]
-    for table in report.tables:
-        body += [f"<h2>{escape(table.title)}</h2>", _table_html(table)]
-    digests = "".join(f"<li>{escape(name)}: <code>{escape(value)}</code></li>" for name, value in report.digests.items())
-    body.append(f"<h2>Digests</h2><ul>{digests}</ul>")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
-    )
+def _story(dataset: Dataset, facts: Facts) -> tuple[list[ReportTable], list[Judged], str]:
+    """(tables, claims, answer) of a study that has its own and the points for it."""
+    story = STORIES.get(facts.study.name)
+    points = dataset.points() if story else pd.DataFrame()
+    tables = list(story.tables(points)) if story else []
+    if not story or not tables:
+        return [], [], ""
+    worlds = worlds_of(points, dataset.steps())
+    claims = [judged for claim in story.claims if (judged := judge(claim, worlds)) is not None]
+    return [*tables, story.switches(worlds[0])], claims, story.answer(worlds)
 
 
-def _table_html(table: ReportTable) -> str:
-    note = f"<p>{escape(table.note)}</p>" if table.note else ""
-    return f'<div class="scroll">{table.frame.to_html(index=False, escape=True, border=0)}</div>{note}'
+def _observed(facts: Facts) -> list[ReportTable]:
+    """Predictions, and predictions beside observations, of a study that names observations."""
+    seen = facts.study.observations
+    return [figures_table(facts.frame, facts.varying, seen), observed_table(facts.frame, seen)] if seen else []
 
 
-def _claims_html(claims: list[Judged]) -> str:
-    rows = "".join(
-        f"<tr><td>{escape(j.claim.text)}</td><td>{escape(j.claim.who)}<br><code>{escape(j.claim.message)}</code></td>"
-        f"<td>{escape(j.claim.rows)}</td><td>{escape(j.figure)}<br>{escape(_spread(j))}</td><td><b>{escape(j.text)}</b></td></tr>"
-        for j in claims
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("claim", "who said it", "rows that test it", "figure", "verdict"))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+def figures(facts: Facts) -> list[tuple[str, str]]:
+    """What stands under the answer."""
+    found = {"points": facts.points, "configurations": len(facts.frame), "settings": len(facts.settings), "scenarios": len(facts.scenarios)}
+    return [(name, f"{value:,}") for name, value in found.items()]
+
+
+def notes(facts: Facts) -> list[str]:
+    """What a reader must know before the figures."""
+    found = []
+    if facts.points < facts.planned:
+        found.append(f"{facts.points:,} of {facts.planned:,} points are there; {len(facts.failed):,} failed.")
+    if facts.points > SAMPLED_POINTS:
+        found.append(
+            f"{facts.points:,} points: the table of configurations has an even sample of at most {SAMPLED_POINTS:,}, always the same; "
+            f"answer and lines are made from all."
+        )
+    return found

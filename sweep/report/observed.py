@@ -1,47 +1,62 @@
 """Predictions beside observations: points of a dataset that are what somebody measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from sweep.observations import METRICS, Observation
 from sweep.quantity import human_size
-from sweep.report.tables import ReportTable, pick, varying
+from sweep.report.tables import ReportTable, pick
 
 FIRST = ("workload", "backing", "costs", "mmu", "kernel", "cores", "smt")  # in this order; what varies beside them comes after
 FREE = "costs"  # a row does not say them: each cost file is a prediction of its own
 
 
-def observed_table(points: pd.DataFrame, observations: Sequence[Observation]) -> ReportTable:
-    """A line for every observation and every cost file that points with its parameters have."""
+def predictions(frame: pd.DataFrame, observations: Sequence[Observation]) -> tuple[pd.DataFrame, list[str]]:
+    """(observation, costs, metric, predicted, observed, and the parameters in which observations differ; cases without a point).
+
+    One row for every observation and every cost file that configurations with its parameters have."""
     wanted = [{name: value for name, value in row.point.columns().items() if name != FREE} for row in observations]
     told = [name for name in wanted[0] if len({columns[name] for columns in wanted}) > 1]
     lines: list[dict[str, Any]] = []
     missing = []
     for row, columns in zip(observations, wanted, strict=True):
-        found = pick(points, **columns)
+        found = pick(frame, **columns)
         if found.empty:
             missing.append(row.case)
-        for costs, group in found.groupby(FREE, sort=True):
+        for costs, group in found.groupby(FREE, sort=True, observed=True):
             predicted = row.of({metric.column: group[metric.column].mean() for metric in METRICS.values()})
-            shown = {name: _cell(name, columns[name]) for name in told}
-            line = {"observation": row.case, **shown, "costs": costs, "metric": row.metric, "predicted": _figure(predicted)}
-            lines.append(line | {"observed": _figure(row.value), "predicted/observed": f"{predicted / row.value:.3f}"})
+            line = {"observation": row.case, **{name: columns[name] for name in told}, "costs": costs, "metric": row.metric}
+            lines.append(line | {"predicted": predicted, "observed": row.value})
+    return pd.DataFrame(lines), missing
+
+
+def observed_table(frame: pd.DataFrame, observations: Sequence[Observation]) -> ReportTable:
+    """predictions() as a reader sees them, with their ratio."""
+    found, missing = predictions(frame, observations)
     note = f"no point of this dataset has the parameters of {', '.join(missing)}" if missing else ""
-    return ReportTable("Prediction beside observation", pd.DataFrame(lines), note)
+    if found.empty:
+        return ReportTable(TITLE, found, note)
+    columns: dict[str, list[str]] = {}
+    for name in map(str, found):
+        figures = name in ("predicted", "observed")
+        columns[name] = [_figure(value) if figures else _cell(name, value) for value in found[name]]
+    columns["predicted/observed"] = [f"{value:.3f}" for value in found["predicted"] / found["observed"]]
+    return ReportTable(TITLE, pd.DataFrame(columns), note)
 
 
-def figures_table(points: pd.DataFrame, observations: Sequence[Observation]) -> ReportTable:
+TITLE = "Prediction beside observation"
+
+
+def figures_table(frame: pd.DataFrame, varying: Sequence[str], observations: Sequence[Observation]) -> ReportTable:
     """What every configuration gives in the metrics of the observations, in the order of the parameters; means over replicates."""
-    names = varying(points)
-    keys = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST] or ["workload"]
+    keys = [name for name in FIRST if name in varying] + [name for name in varying if name not in FIRST] or ["workload"]
     metrics = {name: METRICS[name] for name in dict.fromkeys(row.metric for row in observations)}
-    frame = points.groupby(keys, sort=True, observed=True)[list({m.column for m in metrics.values()})].mean().reset_index()
-    shown = pd.DataFrame({name: [_cell(name, value) for value in frame[name]] for name in keys})
-    for name, metric in metrics.items():
-        shown[name] = [_figure(value) for value in frame[metric.column] * metric.scale]
-    return ReportTable("Predictions", shown)
+    means = frame.groupby(keys, sort=True, observed=True)[list({m.column for m in metrics.values()})].mean().reset_index()
+    table: Mapping[str, list[str]] = {name: [_cell(name, value) for value in means[name]] for name in keys}
+    figures = {name: [_figure(value) for value in means[metric.column] * metric.scale] for name, metric in metrics.items()}
+    return ReportTable("Predictions", pd.DataFrame({**table, **figures}))
 
 
 def _cell(name: str, value: Any) -> str:

@@ -3,6 +3,7 @@
 Message ids are those of the list thread of August and September 2023. Every figure comes from the dataset.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -404,3 +405,14 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     }
     keys = pd.DataFrame({name: frame[name].map({value: i for i, value in enumerate(order)}) for name, order in ranks.items()})
     return frame.loc[keys.sort_values(list(ranks), kind="stable").index]
+
+
+def answer(worlds: Sequence[World]) -> str:
+    """The answer to the thread's question, from the first world; '' where the rows for it are not there."""
+    world = worlds[0]
+    ratios, share = setting_ratios(world), patch_time_share(world)
+    if ratios is None or share is None:
+        return ""
+    first, *rest = (f"{name} {'' if place else 'saves '}{ratio:.1f} times" for place, (name, ratio) in enumerate(ratios.items()))
+    word = "Hardly" if share < MEANINGFUL else "Yes"
+    return f"{word}: patch 2 saves {saved_exits(world):,.0f} exits and {share:.2%} of the guest's time. {first} as much, {', '.join(rest)}."
