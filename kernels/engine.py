@@ -64,7 +64,7 @@ def looks_ahead(m: Machine, env: Env) -> bool:
 def horizon_of(m: Machine, env: Env, actor: int) -> int:
     """Until then nobody can change what the vCPU's accesses find: before the next event in flight, and before the first thing
     that another vCPU does after its next access, should that exit."""
-    first_half = half_exit(env, FIRST) if env.setup[Setup.SMT] == 1 else 0  # a sibling that is done speeds the other up
+    first_half = 0 if m.cpu[actor, Cpu.SIBLING] else half_exit(env, FIRST)  # a sibling that is done speeds the other up
     return min(m.flight[1], next_other(m.touch, actor) + first_half)
 
 

@@ -409,9 +409,9 @@ def test_a_budget_that_is_no_number_of_hours_is_refused(tmp_path: Path, value: s
 def test_a_trillion_points_are_counted_without_expanding(tmp_path: Path) -> None:
     axes = ", ".join(f"{name} = {{ range = [1, 4097] }}" for name in ("vcpus", "prealloc_threads", "cores"))
     path = write(tmp_path, BLOCK + f"grid = {{ {axes} }}\n")
-    start = time.monotonic()
+    start = time.process_time()
     one_fault(path, "s.toml:5: block", f"{4096**3:,}", f"{1 << 32:,}")
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_all_faults_of_a_file_are_told_at_once_in_order(tmp_path: Path) -> None:
@@ -633,9 +633,9 @@ def test_where_gives_no_python_warnings(tmp_path: Path, text: str) -> None:
 )
 def test_long_and_deep_expressions_are_refused_at_once(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, BLOCK + f'where = "{text}"\n')
-    start = time.monotonic()
+    start = time.process_time()
     one_fault(path, "s.toml:6: block.0.where")
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
