@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from sweep.dataset.compact import Compact, joined
 from sweep.dataset.records import Seal, json_bytes, root_digest
 from sweep.dataset.store import SEALED, State, Store, in_order
-from sweep.errors import DatasetError
+from sweep.errors import DatasetError, MissingFileError
 from sweep.schema import KEYS, TABLES
 
 FILE_ROWS = 1 << 19  # of a sealed file: 50 ... 150 MB
@@ -51,6 +51,11 @@ def main() -> None:
 def seal_here(store: Store, plan_digest: str, study_digest: str) -> Seal:
     """The new parts are published, then sealed.json (which makes the old ones void), then the old ones are removed: a crash in
     between leaves a dataset that counts every row once."""
+    try:
+        return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
+    except MissingFileError:
+        if not store.forget_sealed():
+            raise
     return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
 
 

@@ -151,9 +151,13 @@ class Store:
     def damage(self, part: PartRecord) -> str:
         """What is wrong with a part, or ''."""
         size = self.storage.size(part.path)
+        try:
+            whole = size == part.nbytes and sha256(self.storage.read(part.path)) == part.sha256
+        except MissingFileError:  # since its size was asked, another run sealed and took it away
+            size, whole = None, False
         if size is None:
             return f"{self.name}/{part.path}: is missing"
-        if size != part.nbytes or sha256(self.storage.read(part.path)) != part.sha256:
+        if not whole:
             return f"{self.name}/{part.path}: is damaged (size or sha256 differs from its commit)"
         return ""
 
@@ -270,6 +274,17 @@ class Store:
         if before.parts != commit.parts and not before.failed:
             raise NondeterminismError(f"{self.name}/{name}: the same points gave other rows before; remove the commit that is wrong")
         self.storage.replace(name, json_bytes(commit.as_json()))
+
+    def forget_sealed(self) -> bool:
+        """Remove commits that came after another run had sealed the same rows and taken their parts away; True if there were any."""
+        state = self.state()
+        for commit in (late := [commit for commit in state.commits if self._is_sealed(state, commit)]):
+            self.storage.remove(f"commits/{commit.key}.json")
+        return bool(late)
+
+    def _is_sealed(self, state: "State", commit: Commit) -> bool:
+        sealed = state.seal is not None and state.seal.completes(commit.plan)
+        return sealed and any(self.storage.size(part.path) is None for part in commit.parts)
 
     def remove_strays(self) -> None:
         """Parts of runs that died before their commit; only while no other run writes here."""
