@@ -264,6 +264,8 @@ def collapse(m: Machine, env: Env) -> int:
                 m.host_pmd[region] = HostPmd.SHM_THP
                 ns += env.costs[Cost.FILE_MAP_NS]
             continue
+        if m.host_pmd[region] == HostPmd.NONE and not env.policy[Behaviour.COLLAPSE_PASSES_EMPTY]:
+            break
         fails = env.setup[Setup.THP_FAILURE_CUT] > 0 and thp_fails(env, region)
         if not fails and can_collapse(m, env, region, NO_LIMIT, NO_LIMIT):
             m.counters[Counter.THP_COLLAPSE_ALLOC] += 1

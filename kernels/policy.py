@@ -67,6 +67,9 @@ class Behaviour(IntEnum):
     taken to begin with 6.18."""
     RECLAIM_PAGE_TABLES = 19
     """MADV_DONTNEED over a whole region frees its empty page table: 6375e95f381e (6.14)."""
+    COLLAPSE_PASSES_EMPTY = 20
+    """MADV_COLLAPSE goes on behind a region without a page table; before, it ends there: "mm/khugepaged: continue to collapse on
+    SCAN_PMD_NONE" (7.0)."""
 
 
 class Version(NamedTuple):
@@ -117,6 +120,7 @@ REGIMES: tuple[Regime, ...] = (
     Regime(Version(6, 14), {Behaviour.RECLAIM_PAGE_TABLES: 1}),
     Regime(Version(6, 15), {Behaviour.SUBPAGE_REUSE: 1}),
     Regime(Version(6, 18), {Behaviour.COLLAPSE_READ_ONLY: 1}),
+    Regime(Version(7, 0), {Behaviour.COLLAPSE_PASSES_EMPTY: 1}),
 )
 
 

@@ -132,6 +132,8 @@ def collapse(vm: Kvm, step: Collapse) -> int:
         if not vm.config.anonymous and vm.host.pmd(region) == HostPmd.CACHED:  # collapse_pte_mapped_thp(): the huge page is mapped again
             vm.host.set_pmd(region, HostPmd.SHM_THP)
             ns += vm.costs[Cost.FILE_MAP_NS]
+        if vm.config.anonymous and vm.host.pmd(region) == HostPmd.NONE and not vm.behaviour[Behaviour.COLLAPSE_PASSES_EMPTY]:
+            break
         if vm.host.pmd(region) != HostPmd.TBL:
             continue
         ns += PMD_PAGES * vm.costs[Cost.SCAN_PTE_NS]

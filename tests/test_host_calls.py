@@ -282,6 +282,8 @@ def test_collapse_copies_what_is_there_and_clears_the_rest(kernel: str) -> None:
         ((WRITE, Collapse()), {}, 0),  # a THP already
         ((READ, ZAP_FIRST_PAGES, Collapse()), {}, 0),  # zero pages only: none is writable
         ((READ, ZAP_FIRST_PAGES, Collapse()), {"kernel": "6.18"}, 4),  # which needs none since; the huge zero page brought an anon_vma
+        ((Touch(start=0.5), ZAP_FIRST_PAGES, Collapse()), {"kernel": "6.18"}, 0),  # nothing in the first region: it ends there
+        ((Touch(start=0.5), ZAP_FIRST_PAGES, Collapse()), {"kernel": "7.0"}, 2),
         ((READ, Collapse()), {"kernel": "6.18", "backing": "anonymous_default"}, 0),  # 4K zero pages bring none
         ((READ, READ_ONE, WRITE_ONE, Collapse()), {"kernel": "6.18", "backing": "anonymous_default"}, 4),  # one page anywhere does
         ((READ, READ_ONE, WRITE_ONE, Collapse()), {"backing": "anonymous_default"}, 1),

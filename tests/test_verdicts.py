@@ -200,6 +200,9 @@ def test_the_dataset_holds_host_counts_and_verdicts_and_notices_damage(tmp_path:
     assert "| 6.12.0-fake | booted | TDP MMU | 20 | 19 |" in agreement(tables["cases"])
     right = ask(FakeKernel(), ValidateOptions(only="^thp/fork$"), predict)
     other = replace(right, mmu="legacy")
+    skipped = replace(right, mmu="legacy", host={}, results=(), skipped="no mirror")
+    write_dataset(dataset_of([skipped], {"date": "2026-01-01"}), folder)
+    assert [host["skipped"] for host in read_dataset(folder).hosts] == ["", "no mirror"]
     write_dataset(dataset_of([right, other], {"date": "2026-01-02"}), folder)  # the same kernel: replaced; another: added
     again = read_dataset(folder)
     assert [(host["mmu"], host["about"]["date"]) for host in again.hosts] == [("tdp", "2026-01-02"), ("legacy", "2026-01-02")]

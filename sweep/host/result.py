@@ -109,11 +109,13 @@ class Dataset:
         for name, schema in TABLES.items():
             kept = [row for row in self.tables[name].to_pylist() if _key(row) not in replaced]
             tables[name] = pa.concat_tables([pa.Table.from_pylist(kept, schema), later.tables[name]])
-        return Dataset(tables, [*(host for host in self.hosts if _key(host) not in replaced), *later.hosts])
+        ran = {_key(host, release=False) for host in later.hosts if not host["skipped"]}
+        kept_hosts = [h for h in self.hosts if _key(h) not in replaced and not (h["skipped"] and _key(h, release=False) in ran)]
+        return Dataset(tables, [*kept_hosts, *later.hosts])
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("layer", "kernel", "release", "mmu"))
+def _key(row: Mapping[str, Any], release: bool = True) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("layer", "kernel", "mmu", *(("release",) if release else ())))
 
 
 def dataset_of(layers: Sequence[LayerResult], about: Mapping[str, Any]) -> Dataset:
