@@ -23,7 +23,7 @@ class Column:
 
 _TIME = frozenset(counter for counter in Counter if counter.name.endswith("_NS"))
 _KVM_END = Counter.GUP_SLOW
-_DOCS: Mapping[Counter | Gauge, str] = {
+_COUNTERS: Mapping[Counter, str] = {
     Counter.TOUCHES: "guest accesses",
     Counter.READS: "accesses that read",
     Counter.WRITES: "accesses that write",
@@ -71,6 +71,8 @@ _DOCS: Mapping[Counter | Gauge, str] = {
     Counter.PAGE_TABLE_LOCK_WAIT_NS: "waiting for the lock of a table of PMDs to split one, summed",
     Counter.BANDWIDTH_WAIT_NS: "of clearing and copying, what the host's memory bandwidth adds, summed",
     Counter.CORE_WAIT_NS: "vCPUs waiting for a CPU, summed",
+}
+_GAUGES: Mapping[Gauge, str] = {  # apart from the counters: members of the two that are the same number are the same key
     Gauge.PAGES_4K: "VM stat: 4K leaf SPTEs at the end",
     Gauge.PAGES_2M: "VM stat: 2M leaf SPTEs at the end",
     Gauge.PAGES_1G: "VM stat: 1G leaf SPTEs at the end",
@@ -120,7 +122,10 @@ _STEP_IDENTITY = (
     Column("step", pa.int32(), "identity", "number of the step, preallocation included"),
     Column("op", pa.string(), "identity", "what the step does"),
 )
-_MEASURED = tuple(Column(c.name.lower(), pa.int64(), _group(c), _DOCS[c]) for kind in (Counter, Gauge) for c in kind)
+_MEASURED = (
+    *(Column(counter.name.lower(), pa.int64(), _group(counter), _COUNTERS[counter]) for counter in Counter),
+    *(Column(gauge.name.lower(), pa.int64(), _group(gauge), _GAUGES[gauge]) for gauge in Gauge),
+)
 _LATENCY = tuple(Column(name, pa.int64(), "time", f"{name[6:-3]} {_LATENCY_DOC}") for name in (*PERCENTILES, "fault_max_ns"))
 _POINT_TIMES = (
     Column("guest_ns", pa.int64(), "time", "start of the first guest step to the end of the last vCPU, guest steps only"),

@@ -77,6 +77,7 @@ def test_columns_are_unique_and_carry_their_unit() -> None:
     for columns in (POINTS, STEPS):
         names = [column.name for column in columns]
         assert len(names) == len(set(names))
+        assert len({column.doc for column in columns}) == len(columns)  # each says its own
         for column in columns:
             if column.group == "time" and column.name != "pages_per_s_per_vcpu":
                 assert column.name.endswith("_ns"), column.name

@@ -95,20 +95,19 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
         _same_workload(sides, str(name))
     summary, changes = summary_table(pairs), changes_table(pairs)
     alone = without_partner(pairs, tuple(dataset.store.state().rows for dataset in datasets))
-    told = [*_notes(sides, differs), *alone]
-    notes = (*told, METHOD)
+    notes = (*_notes(sides, differs), *alone, METHOD)
     title = f"{sides[0].name} (A) against {sides[1].name} (B)"
     path = datasets[0].store.local_folder() / "report" / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', sides[1].name)[:80]}.html"
     found = Comparison(title, answer(pairs), path, summary, changes, notes)
     sections = [
-        Drawn("summary", "Summary", [METHOD, summary]),
+        Drawn("summary", "Summary", [*notes, summary]),
         Drawn("settings", "Change of each setting", [by_setting(pairs)]),
         Drawn("pairs", "A against B", [against(pairs)]),
         Drawn("changes", "Configurations", [changes]),
         Drawn("provenance", "Where this comes from", [_provenance(sides)]),
     ]
     facts = [("paired points", f"{int(pairs['pairs'].sum()):,}"), ("configurations", f"{len(pairs):,}")]
-    page = Page(title, " and ".join(sorted({side.study.name for side in sides})), "", found.answer, facts, told, sections)
+    page = Page(title, " and ".join(sorted({side.study.name for side in sides})), "", found.answer, facts, (), sections)
     publish(path, render(page))
     return found
 
@@ -243,7 +242,7 @@ def interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
 
 
 def _percent(value: float) -> str:
-    return "" if not np.isfinite(value) else f"{100 * value:+.3g}"
+    return "" if not np.isfinite(value) else f"{100 * value:+,.0f}" if abs(value) >= 10 else f"{100 * value:+.3g}"
 
 
 def _between(low: float, high: float, text: Any) -> str:
