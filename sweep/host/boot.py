@@ -41,6 +41,10 @@ AT_BOOT = {
 }
 
 
+COMMAND_LINE = (
+    *("console=ttyS0", "quiet", "loglevel=1", "panic=-1", "mitigations=off", "kvm.nx_huge_pages=off"),
+    *("nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1"),  # a busy machine may stop the emulated one for seconds
+)
 USUAL = {f"{THP}/enabled": "madvise", f"{THP}/use_zero_page": "1", f"{THP}/shmem_enabled": "never"}
 
 
@@ -124,7 +128,7 @@ def case_lines(cases: Sequence[Case]) -> str:
 def command_of(tools: Tools, kernel: Kernel, initramfs: Path, mmu: str, seconds: int, guest_mib: int) -> list[str]:
     """`timeout` ends QEMU even if this process is killed; no network, no display, no monitor."""
     words = [f"{module}.{word}" for module, words in MMU_PARAMETERS[mmu].items() for word in words.split()]
-    append = " ".join(["console=ttyS0", "quiet", "loglevel=1", "panic=-1", "mitigations=off", "kvm.nx_huge_pages=off", *words])
+    append = " ".join([*COMMAND_LINE, *words])
     return [
         "timeout", f"--kill-after={KILL_SECONDS}", str(seconds), *tools.qemu,
         "-accel", "tcg,thread=single",  # several threads of it crash kernels that patch their code

@@ -179,7 +179,15 @@ class BootTarget:
     boots: int = 0
 
     def run(self, cases: Sequence[Case], predict_case: Predict = predict) -> list[CaseResult]:
-        """Raises EnvironmentProblemError where nothing can be booted."""
+        """A case that broke off (a torn line, a kernel that died) is run once more in a boot of its own; one that differs is not.
+
+        Raises EnvironmentProblemError where nothing can be booted."""
+        results = self._boot(cases, predict_case)
+        broken = [n for n, result in enumerate(results) if result.verdict == Verdict.FAILED]
+        again = dict(zip(broken, self._boot([cases[n] for n in broken], predict_case), strict=True))
+        return [again.get(n, result) for n, result in enumerate(results)]
+
+    def _boot(self, cases: Sequence[Case], predict_case: Predict) -> list[CaseResult]:
         if not cases:
             return []
         self.boots += 1
