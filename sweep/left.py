@@ -8,6 +8,7 @@ from sweep.dataset.records import Commit
 from sweep.dataset.store import State, Store
 from sweep.errors import UsageError
 from sweep.plan import SLAB, Bools, Plan
+from sweep.schema import texts
 
 
 def kept_of(plan: Plan) -> Bools:
@@ -60,5 +61,5 @@ def _mark_ids(done: Bools, plan: Plan, ids: pa.Array, kept: Bools) -> None:
     left = np.flatnonzero(kept & ~done)
     for at in range(0, len(left), SLAB):
         slab = left[at : at + SLAB]
-        found = pa.array([each for points in plan.points_at(slab) for each in points.ids], pa.string())
+        found = texts([each for points in plan.points_at(slab) for each in points.ids])
         done[slab] = pc.is_in(found, value_set=ids).to_numpy(zero_copy_only=False)

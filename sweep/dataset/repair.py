@@ -72,4 +72,4 @@ def _rows(store: Store, table: str, parts: list[PartRecord]) -> pa.Table:
             found.append(store.read_part(part, schema.names).cast(schema))
         except DatasetError:
             continue
-    return pa.concat_tables(found) if found else schema.empty_table()
+    return pa.concat_tables(found) if found else pa.Table.from_batches([], schema)

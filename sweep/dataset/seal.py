@@ -20,7 +20,7 @@ from sweep.dataset.compact import Compact, joined
 from sweep.dataset.records import Seal, json_bytes, root_digest
 from sweep.dataset.store import SEALED, State, Store, in_order
 from sweep.errors import DatasetError
-from sweep.schema import KEYS, TABLES
+from sweep.schema import KEYS, TABLES, as_numpy
 
 FILE_ROWS = 1 << 19  # of a sealed file: 50 ... 150 MB
 BATCH_ROWS = FILE_ROWS * 8  # in memory at once
@@ -139,7 +139,7 @@ def _canonical(column: pa.Array) -> Iterator[Any]:
         yield np.diff(places)
         yield memoryview(text)[places[0] : places[-1]] if text else b""
         return
-    values = column.to_numpy(zero_copy_only=False)
+    values = as_numpy(column)
     if pa.types.is_floating(column.type):
         yield np.where(np.isnan(values), np.nan, values + 0.0).astype("<f8")
     elif pa.types.is_boolean(column.type):

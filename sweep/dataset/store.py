@@ -17,14 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from sweep.dataset.compact import Compact, read_compact
 from sweep.dataset.files import PART_LEVEL, SEALED_LEVEL, parquet_bytes, sha256
 from sweep.dataset.records import Commit, Int64s, PartRecord, Seal, json_bytes, parse_commit, parse_object, parse_seal
 from sweep.dataset.storage import LocalStorage, Storage, open_storage
 from sweep.errors import DatasetError, EnvironmentProblemError, MissingFileError, NondeterminismError
-from sweep.schema import KEYS, TABLES, arrow_schema
+from sweep.schema import KEYS, TABLES, arrow_schema, as_numpy, numbers
 
 SEALED = "sealed.json"
 TRIES = 20  # to read what another run changes
@@ -180,7 +179,7 @@ class Store:
             schema = pa.schema([schema.field(name) for name in columns])
         parts = [self.read_part(part, schema.names) for part in state.parts() if part.table == table]
         if not parts:
-            return schema.empty_table()
+            return pa.Table.from_batches([], schema)
         had = set(parts[0].column_names)  # a dataset of an older version has fewer columns: those it has
         schema = pa.schema([field for field in schema if field.name in had], metadata=schema.metadata)
         whole = pa.concat_tables([part.cast(schema) for part in parts])
@@ -225,7 +224,7 @@ class Store:
             return table
         table = table.filter(pc.invert(pc.is_in(table.column("point_id"), value_set=self.done(state))))
         last = {point_id: row for row, point_id in enumerate(table.column("point_id").to_pylist())}
-        return table.take(pa.array(sorted(last.values()), pa.int64()))
+        return table.take(numbers(np.array(sorted(last.values()), np.int64)))
 
     # writing
 
@@ -315,36 +314,33 @@ def in_order(name: str, table: str, rows: "pa.Table | Compact") -> pa.Array:
     Raises NondeterminismError where such rows differ."""
     keys = pa.table({key: rows.column(key) for key in KEYS[table]})
     order = pc.sort_indices(keys, sort_keys=[(key, "ascending") for key in KEYS[table]])
-    again = np.flatnonzero(_equals_previous(keys.take(order))) + 1
+    again = _equal_previous(keys.take(order))
     if not len(again):
         return order
-    numbers = order.to_numpy()
-    differ = _differing(rows, numbers[again], numbers[again - 1])
-    if differ:
+    places = as_numpy(order)
+    if differ := _differing(rows, places[again], places[again - 1]):
         raise NondeterminismError(
             f"{name}: {differ} rows of {table} were made twice and differ; compare the machines' versions (provenance/), "
             f"then remove the commits that are wrong"
         )
-    return pa.array(np.delete(numbers, again))
+    return numbers(np.delete(places, again))
 
 
-def _equals_previous(rows: pa.Table) -> NDArray[np.bool_]:
-    """Of each row but the first."""
-    same = np.ones(max(0, rows.num_rows - 1), np.bool_)
-    for column in rows.columns:
-        whole = column.combine_chunks()
-        same &= pc.equal(whole.slice(1), whole.slice(0, len(same))).to_numpy(zero_copy_only=False)
-    return same
+def _equal_previous(rows: pa.Table) -> Int64s:
+    """Those that are the same as the row before."""
+    if not rows.num_rows:
+        return np.zeros(0, np.int64)
+    columns = [column.combine_chunks() for column in rows.columns]
+    same = [pc.equal(column.slice(1), column.slice(0, len(column) - 1)) for column in columns]
+    return 1 + np.flatnonzero(np.logical_and.reduce([as_numpy(each) for each in same]))
 
 
 def _differing(rows: "pa.Table | Compact", first: Int64s, second: Int64s) -> int:
     """How many of these pairs are not the same in every column."""
-    one, other = rows.take(pa.array(first)), rows.take(pa.array(second))
+    one, other = rows.take(numbers(first)), rows.take(numbers(second))
     names = one.rest.column_names if isinstance(one, Compact) else one.column_names
-    differs = np.zeros(len(first), np.bool_)
-    for column in names:
-        differs |= pc.not_equal(one.column(column), other.column(column)).to_numpy(zero_copy_only=False)
-    return int(differs.sum())
+    differs = [pc.not_equal(one.column(name), other.column(name)) for name in names]
+    return int(np.logical_or.reduce([as_numpy(each if isinstance(each, pa.Array) else each.combine_chunks()) for each in differs]).sum())
 
 
 def missing_tables(store: Store) -> Sequence[str]:
