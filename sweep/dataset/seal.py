@@ -49,7 +49,8 @@ def main() -> None:
 def seal_here(store: Store, plan_digest: str, study_digest: str) -> Seal:
     """The new parts are published, then sealed.json (which makes the old ones void), then the old ones are removed: a crash in
     between leaves a dataset that counts every row once."""
-    return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
+    with store.remembering():
+        return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
 
 
 def _seal(store: Store, state: State, plan_digest: str, study_digest: str) -> Seal:
@@ -76,7 +77,7 @@ def clear_away(store: Store, made: Seal) -> Seal:
         for part in commit.parts if commit else ():
             if part.path not in kept:
                 store.storage.remove(part.path)
-        store.storage.remove(f"commits/{key}.json")
+        store.remove_commit(key)
     made = replace(made, absorbed=())
     store.storage.replace(SEALED, json_bytes(made.as_json()))
     return made

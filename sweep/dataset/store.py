@@ -40,6 +40,7 @@ class Store:
 
     def __init__(self, place: Path | str | Storage) -> None:
         self.storage: Storage = open_storage(place) if isinstance(place, Path | str) else place
+        self._remembered: dict[str, Commit] | None = None
 
     @property
     def name(self) -> str:
@@ -65,13 +66,23 @@ class Store:
             raise EnvironmentProblemError(f"{self.name}: cannot be used: {error.strerror}; choose another with --out") from None
 
     @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Each commit record is read once. One that another run replaces meanwhile (points that had failed are done) counts as it was."""
+        outer, self._remembered = self._remembered, {} if self._remembered is None else self._remembered
+        try:
+            yield
+        finally:
+            self._remembered = outer
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """For the time of a run. One that begins while no other run of this machine writes here removes what dead ones left; others
         wait for that. Raises EnvironmentProblemError."""
-        if not isinstance(self.storage, LocalStorage):
-            yield
-            return
         with ExitStack() as stack:
+            stack.enter_context(self.remembering())
+            if not isinstance(self.storage, LocalStorage):
+                yield
+                return
             try:
                 self.storage.root.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context((self.storage.root / ".lock").open("a"))
@@ -120,8 +131,25 @@ class Store:
             return None
 
     def _commit(self, key: str) -> Commit:
+        if self._remembered and key in self._remembered:
+            return self._remembered[key]
         name = f"commits/{key}.json"
-        return parse_commit(f"{self.name}/{name}", key, self.storage.read(name))
+        commit = parse_commit(f"{self.name}/{name}", key, self.storage.read(name))
+        self._remember(commit)
+        return commit
+
+    def remove_commit(self, key: str) -> None:
+        """Its record; the parts stay."""
+        self.storage.remove(f"commits/{key}.json")
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        if self._remembered is not None:
+            self._remembered.pop(key, None)
+
+    def _remember(self, commit: Commit) -> None:
+        if self._remembered is not None:
+            self._remembered[commit.key] = commit
 
     def state(self) -> "State":
         """Seal and commits as they stand. Raises DatasetError."""
@@ -153,9 +181,9 @@ class Store:
             return f"{self.name}/{part.path}: is damaged (size or sha256 differs from its commit)"
         return ""
 
-    def check(self) -> list[str]:
+    def check(self, state: "State | None" = None) -> list[str]:
         """One line for each part that is missing, damaged or unknown, and for digests that do not fit."""
-        state = self.state()
+        state = state or self.state()
         wrong = [text for part in state.parts() if (text := self.damage(part))]
         wrong += [f"{self.name}/{path}: belongs to no commit; the next run removes it" for path in self.strays(state)]
         if state.seal is not None and not state.seal.fits:
@@ -193,6 +221,16 @@ class Store:
         except (OSError, pa.ArrowException) as error:
             text = str(error).splitlines()[0]
             raise DatasetError(f"{self.name}/{part.path}: is damaged ({text}); run again to compute it anew") from None
+
+    def rows_of(self, table: str, point_ids: pa.Array, state: "State") -> pa.Table:
+        """The rows of some points, in parts that are whole; a row group at a time."""
+        found = [pa.Table.from_batches([], arrow_schema(table))]
+        for part in state.parts():
+            if part.table == table:
+                file = pq.ParquetFile(pa.BufferReader(self.storage.read(part.path)), page_checksum_verification=True)
+                groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+                found += [rows.filter(pc.is_in(rows.column("point_id"), value_set=point_ids)) for rows in groups]
+        return once_each(self.name, table, pa.concat_tables(found))
 
     def read_compact(self, part: PartRecord) -> Compact:
         """A part as it was published. Raises DatasetError for another."""
@@ -256,16 +294,14 @@ class Store:
 
     def commit(self, commit: Commit) -> None:
         """Publish a commit record. Raises NondeterminismError where there is one with other parts."""
-        name = f"commits/{commit.key}.json"
-        if self.storage.create(name, json_bytes(commit.as_json())):
-            return
-        try:
-            before = self._commit(commit.key)
-        except DatasetError:
-            before = commit
-        if before.parts != commit.parts and not before.failed:
-            raise NondeterminismError(f"{self.name}/{name}: the same points gave other rows before; remove the commit that is wrong")
-        self.storage.replace(name, json_bytes(commit.as_json()))
+        name, content = f"commits/{commit.key}.json", json_bytes(commit.as_json())
+        if not self.storage.create(name, content):
+            self._forget(commit.key)
+            before = self.commit_of(commit.key) or commit
+            if before.parts != commit.parts and not before.failed:
+                raise NondeterminismError(f"{self.name}/{name}: the same points gave other rows before; remove the commit that is wrong")
+            self.storage.replace(name, content)
+        self._remember(commit)
 
     def remove_strays(self) -> None:
         """Parts of runs that died before their commit; only while no other run writes here."""
