@@ -80,7 +80,7 @@ class Arena:
             self._shared = machine, scratch
         machine = machine._replace(hist=self._shared[0].hist)
         scratch = self._shared[1]._replace(modes=scratch.modes)
-        nbytes = sum(array.nbytes for array in machine)
+        nbytes = sum(array.nbytes for array in machine) - machine.hist.nbytes
         place = Place(machine, scratch, self._bound(machine, scratch, self.env), used=False, small=nbytes <= MOST_BYTES)
         if place.small and not trace_rows:
             if self._bytes + nbytes > KEPT_BYTES:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache, partial, update_wrapper
+from functools import cache, partial, update_wrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 
 from kernels.jit import PYTHON_ONLY, compile_cache, is_private
 
-Kind = tuple[tuple[Any, int], ...] | None  # of an argument: dtype and dimensions of each array; None: a whole number
+Kind = tuple[tuple[Any, int], ...]  # of an argument: dtype and dimensions of each array
 DIGEST_BYTES = 32
 SUFFIX = ".code"
 
@@ -33,22 +33,11 @@ class Passed(NamedTuple):
 
     given: Any  # keeps the arrays as long as their addresses
     kind: Kind
-    words: Any  # a whole number, or what is at an Address: of each array its data and its lengths
-
-
-@lru_cache(maxsize=1024)
-def _number(given: int) -> Passed:
-    """Numbers come again and again: which loop, how many events at most."""
-    number = ctypes.c_int64(given)
-    if number.value != given:
-        raise OverflowError(f"{given} has more than 64 bits")
-    return Passed(given, None, number)
+    words: Any  # what is at an Address: of each array its data and its lengths
 
 
 def as_passed(given: Any) -> Passed:
-    """Raises TypeError for an array with gaps: compiled code goes by its data and lengths alone. OverflowError: more than 64 bits."""
-    if not isinstance(given, tuple):
-        return _number(given)
+    """A NamedTuple of arrays. Raises TypeError for an array with gaps: compiled code goes by its data and lengths alone."""
     words: list[int] = []
     for array in given:
         flags = array.flags
@@ -64,16 +53,20 @@ class Call:
     """A call of compiled code whose NamedTuples are known, so that they are looked at once; its whole numbers are given each time."""
 
     def __init__(self, symbol: str, call: Callable[..., int], words: Sequence[Any]) -> None:
+        """`words`: as those of Passed; None where a number will be."""
         self.symbol, self.call = symbol, call
         self.result, self.failure = ctypes.c_int64(), ctypes.c_void_p()  # numba's convention: these two come first
-        self.words = [ctypes.byref(self.result), ctypes.byref(self.failure), *words]
-        self.places = [place for place, word in enumerate(self.words) if word is None]
+        self.numbers = [ctypes.c_int64() for word in words if word is None]
+        left = iter(self.numbers)
+        self.words = [ctypes.byref(self.result), ctypes.byref(self.failure), *[next(left) if word is None else word for word in words]]
 
     def __call__(self, *numbers: int) -> int:
-        words = self.words
-        for place, number in zip(self.places, numbers, strict=True):
-            words[place] = _number(number).words
-        if self.call(*words):
+        """Raises OverflowError for a number of more than 64 bits."""
+        for word, number in zip(self.numbers, numbers, strict=True):
+            word.value = number
+            if word.value != number:
+                raise OverflowError(f"{number} has more than 64 bits")
+        if self.call(*self.words):
             raise RuntimeError(f"{self.symbol}() raised an exception, which nothing in it should")
         return self.result.value
 
@@ -84,7 +77,7 @@ class Program:
     def __init__(self, function: Callable[..., int]) -> None:
         self.function = function
         self.symbol = f"{function.__module__}.{function.__qualname__}"
-        self.kinds: list[Kind] = []
+        self.kinds: list[Kind | None] = []  # None: a whole number
         self.loaded: Any = None
         self.loading = threading.Lock()
         update_wrapper(self, function)
@@ -112,7 +105,7 @@ class Program:
         left = iter(numbers)
         return int(self.function(*[next(left) if each is None else each for each in given]))
 
-    def _load(self, kinds: Sequence[Kind], arguments: Sequence[Any]) -> Any:
+    def _load(self, kinds: Sequence[Kind | None], arguments: Sequence[Any]) -> Any:
         folder = compile_cache()
         digest = hashlib.sha256(repr(kinds).encode()).hexdigest()[:16]
         path = folder / f"{self.symbol}-{digest}{SUFFIX}" if folder else None

@@ -6,7 +6,7 @@
 (1025, 512, 2097152)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from kernels.checks import PointError, check_counts, check_point, check_steps
 from kernels.cost import DEFAULT_COSTS, Charges, Cost, charges_of, check_smt
 from kernels.draws import DRAW_BITS, signed
 from kernels.engine import SPLIT, TOO_LATE
+from kernels.kept import Kept
 from kernels.policy import Behaviour, behaviours, policy_row
 from kernels.primary_mmu import Traits, action_table, traits_of
 from kernels.results import COUNTERS, GAUGES, LATENCIES, TOO_LONG, VALUES, At, Results
@@ -43,7 +44,6 @@ from kernels.workload import fraction_cut
 
 NS_PER_MS = 1_000_000
 DAEMONS = 2  # khugepaged and ksmd
-KEPT = 1 << 14  # values of each part of a configuration
 E = TypeVar("E", Backing, ThpEnabled, Prealloc, Mmu)
 
 
@@ -193,31 +193,17 @@ class Prepared(NamedTuple):
     trace_rows: int
 
 
-class Kept(dict[Any, Any]):
-    """Answers of a function by its arguments: `kept[a, b]` is function(a, b), made once."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def __missing__(self, arguments: tuple[Any, ...]) -> Any:
-        if len(self) >= KEPT:
-            self.clear()
-        found = self[arguments] = self.function(*arguments)
-        return found
-
-
 class Simulator:
     """Simulates one VM after another. What depends on few parameters is made once for all that share it; arrays are used again."""
 
     def __init__(self, hists: bool = False) -> None:
         """`hists`: the latencies of each step are kept."""
         self.arena = Arena(hists)
-        self._memories = Kept(_memory_of)
-        self._policies = Kept(_policy_of)
-        self._slots = Kept(_slot_of)
-        self._checked_counts = Kept(check_counts)
-        self._checked_steps = Kept(_check_steps)
+        self._memories: Kept[Any, _Memory] = Kept(lambda key: _memory_of(*key))
+        self._policies: Kept[Any, _Policy] = Kept(lambda key: _policy_of(*key))
+        self._slots: Kept[Any, _Slot] = Kept(lambda key: _slot_of(*key))
+        self._checked_counts: Kept[Any, None] = Kept(lambda key: check_counts(*key))
+        self._checked_steps: Kept[Any, None] = Kept(lambda key: _check_steps(*key))
         self.machine: Machine  # that the last point ran on; the next run's as well
         self._set: Prepared | None = None  # what the arena's environment holds
         self._steps = self._points = 0  # rows

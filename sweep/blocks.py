@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.kept import Kept
 from sweep.parameters import Point
 from sweep.where import Where, WhereError
 
@@ -32,6 +33,10 @@ class Axis:
     def place(self) -> dict[tuple[Any, ...], int]:
         """Where each value stands."""
         return {hashable(row): i for i, row in enumerate(self.values)}
+
+
+def _named(axis: Axis, digit: int) -> dict[str, Any]:
+    return dict(zip(axis.names, axis.values[digit], strict=True))
 
 
 def hashable(row: Sequence[Any]) -> tuple[Any, ...]:
@@ -130,16 +135,32 @@ class Block:
     def values(self, digits: Sequence[int]) -> dict[str, Any]:
         """Parameters, those given alone."""
         values = dict(self.fixed)
-        for axis, digit in zip(self.axes, digits, strict=True):
-            values.update(zip(axis.names, axis.values[digit], strict=True))
+        for rows, digit in zip(self._rows, digits, strict=True):
+            values.update(rows[digit])
         return values
+
+    def every_value(self, digits: Sequence[int]) -> dict[str, Any]:
+        """Every parameter; `cores` is None where it is not given."""
+        values = self._constant.copy()
+        for rows, digit in zip(self._rows, digits, strict=True):
+            values.update(rows[digit])
+        return values
+
+    @cached_property
+    def _constant(self) -> dict[str, Any]:
+        return {**DEFAULTS, **self.fixed}
+
+    @cached_property
+    def _rows(self) -> list[Kept[int, dict[str, Any]]]:
+        """Of each axis, its parameters by digit."""
+        return [Kept(partial(_named, axis)) for axis in self.axes]
 
     def point(self, digits: Sequence[int]) -> Point:
         return Point.model_construct(**self.values(digits))
 
     def canonical(self, digits: Sequence[int]) -> dict[str, Any]:
         """Every parameter, as Point.values() gives them."""
-        values = {**DEFAULTS, **self.values(digits)}
+        values = self.every_value(digits)
         if values["cores"] is None:
             values["cores"] = values["vcpus"]
         return values
@@ -196,17 +217,12 @@ class Block:
         if self.where is None:
             return True
         place = tuple([digits[i] for i in self.looked_at])
-        if "mask" in vars(self):
-            return bool(self.mask[place])
-        if place not in self._held:
-            if len(self._held) >= MAX_HELD:
-                self._held.clear()
-            self._held[place] = self.holds(digits)
-        return self._held[place]
+        return bool(self.mask[place]) if "mask" in vars(self) else self._held[place]
 
     @cached_property
-    def _held(self) -> dict[tuple[int, ...], bool]:
-        return {}
+    def _held(self) -> Kept[tuple[int, ...], bool]:
+        """What holds() says, by the digits that it looks at."""
+        return Kept(lambda place: self.holds(self._embed(place)), MAX_HELD)
 
     @cached_property
     def kept(self) -> int:

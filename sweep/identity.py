@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.kept import Kept
 from sweep.blocks import Block, Source
 from sweep.parameters import CAME_LATER, PARAMETERS
 
 _SORTED = sorted(PARAMETERS)
-KEPT = 1 << 16  # texts of an axis
 FIXED = -1  # behind the digits of the axes
 
 
@@ -29,19 +29,9 @@ def _pair(name: str, value: Any) -> str:
     return f'{comma}"{name}":{json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)}'
 
 
-class _Texts(dict[int, bytes]):
+def _texts(sources: Sequence[tuple[str, Source]]) -> Kept[int, bytes]:
     """Text of some parameters by the digit of the axis that moves them."""
-
-    def __init__(self, sources: Sequence[tuple[str, Source]]) -> None:
-        super().__init__()
-        self.sources, self.before, self.after = sources, "", ""
-
-    def __missing__(self, digit: int) -> bytes:
-        if len(self) >= KEPT:
-            self.clear()
-        pairs = [_pair(name, source.value(digit)) for name, source in self.sources]
-        self[digit] = found = "".join([self.before, *pairs, self.after]).encode()
-        return found
+    return Kept(lambda digit: "".join([_pair(name, source.value(digit)) for name, source in sources]).encode())
 
 
 class Identities:
@@ -50,8 +40,8 @@ class Identities:
     def __init__(self, block: Block, workload_digests: Mapping[str, str], seed: int) -> None:
         sources = [(name, block.source(name)) for name in _SORTED]
         moved = [(position, list(group)) for position, group in groupby(sources, key=lambda each: each[1].position)]
-        self._parameters = [(FIXED if position is None else position, _Texts(group)) for position, group in moved]
-        self._parameters[0][1].before, self._parameters[-1][1].after = '{"parameters":{', '},"replicate":'
+        parameters = [(FIXED if position is None else position, _texts(group)) for position, group in moved]
+        self._parameters = [(FIXED, Kept(lambda _: b'{"parameters":{')), *parameters, (FIXED, Kept(lambda _: b'},"replicate":'))]
         workload = block.source("workload")
         self._workload = FIXED if workload.position is None else workload.position
         names = [workload.value(digit) for digit in range(len(workload.rows))]

@@ -8,6 +8,9 @@ from sweep.dataset.records import Commit
 from sweep.dataset.store import State, Store
 from sweep.errors import UsageError
 from sweep.plan import SLAB, Bools, Plan
+from sweep.schema import as_numpy, texts
+
+IDS = 1 << 20  # that are compared at once
 
 
 def kept_of(plan: Plan) -> Bools:
@@ -58,7 +61,7 @@ def _mark_ids(done: Bools, plan: Plan, ids: pa.Array, kept: Bools) -> None:
     if not len(ids):
         return
     left = np.flatnonzero(kept & ~done)
-    for at in range(0, len(left), SLAB):
-        slab = left[at : at + SLAB]
-        found = pa.array([each for points in plan.points_at(slab) for each in points.ids], pa.string())
-        done[slab] = pc.is_in(found, value_set=ids).to_numpy(zero_copy_only=False)
+    for at in range(0, len(left), IDS):
+        slab = left[at : at + IDS]
+        found = pa.chunked_array([texts(points.ids) for points in plan.points_at(slab)])
+        done[slab] = as_numpy(pc.is_in(found, value_set=ids).combine_chunks())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sweep.blocks import DEFAULTS, Block
+from sweep.blocks import Block
 from sweep.configs import digest_of
 from sweep.errors import Fault, StudyError
 from sweep.identity import Identities
@@ -70,7 +70,13 @@ class Points:
 
     def values(self, number: int) -> dict[str, Any]:
         """Every parameter of one of them; `cores` is None where it is not given."""
-        return {**DEFAULTS, **self.block.values(self.digits[:, number].tolist())}
+        return self.block.every_value(self._rows[number])
+
+    @cached_property
+    def _rows(self) -> list[list[int]]:
+        """Digits, point by point."""
+        rows: list[list[int]] = self.digits.T.tolist()
+        return rows
 
     def values_of(self, name: str) -> tuple[list[Any], Int64s]:
         """The values of a parameter that may occur, and which of them each point has."""

@@ -128,7 +128,7 @@ class Runner:
     def _run(self, prepared: Prepared, first: int, end: int, ran: Ran) -> None:
         start = time.perf_counter_ns()
         failures = self._simulator.run(prepared, first, end)
-        ran.wall_ns[first:end] = (time.perf_counter_ns() - start) // (end - first)
+        ran.wall_ns[first:end] = -(-(time.perf_counter_ns() - start) // (end - first))
         ran.failures.extend(failures)
         ran.ops.extend([prepared.ready.ops] * (end - first - len(failures)))
 

@@ -13,7 +13,7 @@ from kernels.results import VALUES
 from sweep.parameters import COLUMN_OF, PARAMETERS, column_value
 from sweep.plan import Bools, Int64s, PlannedPoint, Points
 from sweep.point import Context, Runner, error_row, touch_rate
-from sweep.schema import arrow_schema, to_table
+from sweep.schema import arrow_schema, column_of, numbers, texts, to_table
 
 
 class Recorder:
@@ -65,21 +65,22 @@ class Recorder:
 
 
 def _joined(table: str, parts: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(parts).combine_chunks() if parts else arrow_schema(table).empty_table()
+    return pa.concat_tables(parts).combine_chunks() if parts else pa.Table.from_batches([], arrow_schema(table))
 
 
 def _points_table(points: Points, context: Context, rows: Int64s) -> pa.Table:
     measured = dict(zip(VALUES, rows.T.copy(), strict=True))
-    columns = {COLUMN_OF.get(name, name): _parameter(points, name, partial(column_value, name)) for name in PARAMETERS}
+    named = {COLUMN_OF.get(name, name): name for name in PARAMETERS}
+    columns = {column: _parameter(points, column, name, partial(column_value, name)) for column, name in named.items()}
     columns["pages_per_s_per_vcpu"] = _rates(measured["touches"], columns["vcpus"], measured["guest_ns"])
-    columns["costs_digest"] = _parameter(points, "costs", context.cost_digests.__getitem__)
+    columns["costs_digest"] = _parameter(points, "costs_digest", "costs", context.cost_digests.__getitem__)
     return _table("points", {**_identity(points, context), **columns, **measured})
 
 
 def _rates(touches: Int64s, vcpus: pa.Array, guest_ns: Int64s) -> NDArray[np.float64]:
     rates = np.zeros(len(touches), np.float64)
     some = np.flatnonzero(guest_ns)
-    known = zip(touches[some].tolist(), vcpus.take(_numbers(some)).to_pylist(), guest_ns[some].tolist(), strict=True)
+    known = zip(touches[some].tolist(), vcpus.take(numbers(some)).to_pylist(), guest_ns[some].tolist(), strict=True)
     rates[some] = [touch_rate(*each) for each in known]
     return rates
 
@@ -87,37 +88,32 @@ def _rates(touches: Int64s, vcpus: pa.Array, guest_ns: Int64s) -> NDArray[np.flo
 def _steps_table(points: Points, context: Context, rows: Int64s, ops: Sequence[tuple[str, ...]], counts: Int64s) -> pa.Table:
     measured = dict(zip(VALUES, rows.T.copy(), strict=True))
     whose = np.repeat(np.arange(len(points)), counts)
-    identity = {name: column.take(_numbers(whose)) for name, column in _identity(points, context).items()}
-    numbers = np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)
-    steps = {"step": numbers, "op": list(chain.from_iterable(ops)), "step_ns": measured["total_ns"]}
+    identity = {name: column.take(numbers(whose)) for name, column in _identity(points, context).items()}
+    places = np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)
+    steps = {"step": places, "op": texts(list(chain.from_iterable(ops))), "step_ns": measured["total_ns"]}
     return _table("steps", {**identity, **measured, **steps})
 
 
 def _identity(points: Points, context: Context) -> dict[str, pa.Array]:
+    always = numbers(np.zeros(len(points), np.int64))
     return {
-        "point_id": pa.array(points.ids, pa.string()),
-        "study": pa.repeat(context.study, len(points)),
-        "replicate": _numbers(points.replicates),
-        "seed": pa.repeat(pa.scalar(points.seed, pa.uint64()), len(points)),
+        "point_id": texts(points.ids),
+        "study": texts([context.study]).take(always),
+        "replicate": numbers(points.replicates),
+        "seed": numbers(np.full(len(points), points.seed, np.uint64)),
     }
 
 
-def _parameter(points: Points, name: str, shown: Callable[[Any], Any]) -> pa.Array:
+def _parameter(points: Points, column: str, name: str, shown: Callable[[Any], Any]) -> pa.Array:
     """What is shown of a parameter; made once for each of its values."""
     values, which = points.values_of(name)
-    return pa.array([shown(value) for value in values]).take(_numbers(which))
-
-
-def _numbers(values: NDArray[Any]) -> pa.Array:
-    """As they lie in memory; pa.array() would import pandas to see what they are."""
-    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+    return column_of([shown(value) for value in values], arrow_schema("points").field(column).type).take(numbers(which))
 
 
 def _table(table: str, columns: Mapping[str, Any]) -> pa.Table:
     schema = arrow_schema(table)
-    return pa.Table.from_arrays([_array(columns[field.name], field.type) for field in schema], schema=schema)
+    return pa.Table.from_arrays([_array(columns[field.name]).cast(field.type) for field in schema], schema=schema)
 
 
-def _array(values: Any, kind: pa.DataType) -> pa.Array:
-    made = _numbers(values) if isinstance(values, np.ndarray) else values if isinstance(values, pa.Array) else pa.array(values, kind)
-    return made.cast(kind)
+def _array(values: pa.Array | NDArray[Any]) -> pa.Array:
+    return numbers(values) if isinstance(values, np.ndarray) else values

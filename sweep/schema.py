@@ -1,10 +1,12 @@
 """Every column of every table, once: name, Arrow type, group, meaning. Checks, files and documents follow from here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from kernels.results import PERCENTILES
 from kernels.spec import Counter, Gauge
@@ -164,9 +166,37 @@ def arrow_schema(table: str) -> pa.Schema:
     return pa.schema(fields, metadata={"faultsweep_schema": str(SCHEMA_VERSION), "faultsweep_table": table})
 
 
+def numbers(values: NDArray[Any]) -> pa.Array:
+    """An array as it lies in memory. pa.array() would import pandas, to see whether it is one of its own."""
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def as_numpy(column: pa.Array) -> NDArray[Any]:
+    """Numbers (truth values: as 0 and 1) as they lie in memory; none may be missing."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    whole: NDArray[Any] = np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype())
+    return whole[column.offset : column.offset + len(column)]
+
+
+def texts(values: Sequence[str]) -> pa.Array:
+    """The same of text."""
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(encoded), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))])
+
+
+def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Plain values as a column."""
+    if pa.types.is_string(kind):
+        return texts(values)
+    return numbers(np.array(values, np.uint8 if pa.types.is_boolean(kind) else kind.to_pandas_dtype())).cast(kind)
+
+
 def to_table(table: str, rows: list[dict[str, Any]]) -> pa.Table:
     """Rows of a table as Arrow; every column must be there."""
-    return pa.Table.from_pylist(rows, schema=arrow_schema(table))
+    schema = arrow_schema(table)
+    return pa.Table.from_arrays([column_of([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
 
 
 def columns_page() -> str:

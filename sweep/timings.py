@@ -3,13 +3,15 @@
 import os
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sweep.dataset.store import Store
+from sweep.schema import numbers, texts
 from sweep.worker import ChunkResult
 
-FILE_ROWS = 100_000
+FILE_ROWS = 1 << 16
 
 
 class Timings:
@@ -22,12 +24,14 @@ class Timings:
         self._files = 0
 
     def add(self, result: ChunkResult) -> None:
+        if result.point_ids is None:
+            return
         count = len(result.point_ids)
         columns = {
-            "point_id": pa.array(result.point_ids, pa.string()),
-            "wall_ns": pa.array(result.wall_ns, pa.int64()),
-            "worker": pa.array([result.worker] * count, pa.string()),
-            "attempt": pa.array([result.attempt] * count, pa.int32()),
+            "point_id": result.point_ids,
+            "wall_ns": numbers(result.wall_ns),
+            "worker": texts([result.worker]).take(numbers(np.zeros(count, np.int64))),
+            "attempt": numbers(np.full(count, result.attempt, np.int32)),
         }
         self._tables.append(pa.table(columns))
         if sum(table.num_rows for table in self._tables) >= FILE_ROWS:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 
 from sweep.dataset.records import Commit, runs_of
 from sweep.dataset.store import Store, chunk_key
 from sweep.plan import Int64s, Plan
 from sweep.point import context_of
 from sweep.rows import Recorder
+from sweep.schema import texts
 from sweep.study import Study
 
 
@@ -33,8 +35,8 @@ class ChunkResult:
     commit: Commit
     done: int
     failed: int
-    point_ids: tuple[str, ...] = ()
-    wall_ns: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
+    point_ids: pa.Array | None = None
+    wall_ns: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))  # of each of them
     worker: str = ""
     attempt: int = 1
     seconds: float = 0.0  # from the first point to the last published part; 0: not known
@@ -75,7 +77,7 @@ def run_chunk(chunk: Chunk, job: Job, worker: str) -> ChunkResult:
         failed += points.indices[~done].tolist()
     commit = published(job, chunk, ids, failed)
     times, seconds = np.concatenate(wall), time.perf_counter() - begin
-    return ChunkResult(commit, len(ids) - len(failed), len(failed), tuple(ids), times, worker, chunk.attempt, seconds)
+    return ChunkResult(commit, len(ids) - len(failed), len(failed), texts(ids), times, worker, chunk.attempt, seconds)
 
 
 def published(job: Job, chunk: Chunk, ids: list[str], failed: list[int]) -> Commit:
@@ -95,6 +97,6 @@ def lost_points(job: Job) -> Callable[[Chunk, Exception], ChunkResult]:
             job.recorder.fail(planned, kind, str(error) or kind)
         ids = [planned.point_id for _, planned in found]
         commit = published(job, chunk, ids, [index for index, _ in found])
-        return ChunkResult(commit, 0, len(found), tuple(ids), np.zeros(len(found), np.int64), "", chunk.attempt)
+        return ChunkResult(commit, 0, len(found), texts(ids), np.zeros(len(found), np.int64), "", chunk.attempt)
 
     return lost

@@ -89,7 +89,7 @@ def test_arrays_that_compiled_code_would_misread_are_refused() -> None:
     with pytest.raises(TypeError, match="not aligned"):
         as_passed(m._replace(vm=np.zeros(8 * len(m.vm) + 1, np.uint8)[1:].view(np.int64)))
     with pytest.raises(OverflowError, match="64 bits"):
-        as_passed(1 << 63)
+        Program(add_up)(Sum(np.arange(5), np.zeros(1, np.int64)), 1 << 63)
     simulate(memory=PMD_BYTES, steps=[Touch()])
     arena = Arena()
     arena.make_room(1, 1, 1, 1)

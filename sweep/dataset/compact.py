@@ -7,6 +7,8 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.schema import column_of
+
 
 @lru_cache(maxsize=16)
 def _repeated(value: pa.Scalar, count: int) -> pa.Array:
@@ -61,7 +63,7 @@ def _one_valued(file: pq.ParquetFile, schema: pa.Schema) -> dict[str, pa.Scalar]
         if not said or any(each is None or not each.has_min_max or each.null_count for each in said):
             continue
         if len({value for each in said for value in (each.min, each.max)}) == 1:
-            found[name] = pa.scalar(said[0].min, schema.field(name).type)
+            found[name] = column_of([said[0].min], schema.field(name).type)[0]
     return found
 
 

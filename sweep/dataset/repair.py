@@ -16,7 +16,7 @@ def repair(store: Store) -> list[str]:
     for commit in state.commits:
         if bad := _damaged(store, commit.parts):
             told += _put_aside(store, bad)
-            store.storage.remove(f"commits/{commit.key}.json")
+            store.remove_commit(commit.key)
             for part in commit.parts:
                 store.storage.remove(part.path)
     if state.seal and (bad := _damaged(store, state.seal.parts)):
@@ -28,8 +28,9 @@ def repair(store: Store) -> list[str]:
 
 def _put_torn_aside(store: Store) -> list[str]:
     """Records that are no JSON: a disk that lied left half of them. What they named runs again."""
+    commits = [name for name in store.storage.names("commits") if store.commit_of(name.removesuffix(".json")) is None]
     told = []
-    for name in [SEALED, *(f"commits/{name}" for name in store.storage.names("commits"))]:
+    for name in [SEALED, *(f"commits/{name}" for name in commits)]:
         if store.has(name) and not is_json(content := store.storage.read(name)):
             store.storage.replace(f"quarantine/{name.replace('/', '-')}", content)
             store.storage.remove(name)
@@ -72,4 +73,4 @@ def _rows(store: Store, table: str, parts: list[PartRecord]) -> pa.Table:
             found.append(store.read_part(part, schema.names).cast(schema))
         except DatasetError:
             continue
-    return pa.concat_tables(found) if found else schema.empty_table()
+    return pa.concat_tables(found) if found else pa.Table.from_batches([], schema)

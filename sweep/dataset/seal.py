@@ -20,7 +20,7 @@ from sweep.dataset.compact import Compact, joined
 from sweep.dataset.records import Seal, json_bytes, root_digest
 from sweep.dataset.store import SEALED, State, Store, in_order
 from sweep.errors import DatasetError, MissingFileError
-from sweep.schema import KEYS, TABLES
+from sweep.schema import KEYS, TABLES, as_numpy
 
 FILE_ROWS = 1 << 19  # of a sealed file: 50 ... 150 MB
 BATCH_ROWS = FILE_ROWS * 8  # in memory at once
@@ -51,12 +51,13 @@ def main() -> None:
 def seal_here(store: Store, plan_digest: str, study_digest: str) -> Seal:
     """The new parts are published, then sealed.json (which makes the old ones void), then the old ones are removed: a crash in
     between leaves a dataset that counts every row once."""
-    try:
+    with store.remembering():
+        try:
+            return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
+        except MissingFileError:
+            if not store.forget_sealed():
+                raise
         return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
-    except MissingFileError:
-        if not store.forget_sealed():
-            raise
-    return store.stable(lambda state: _seal(store, state, plan_digest, study_digest))
 
 
 def _seal(store: Store, state: State, plan_digest: str, study_digest: str) -> Seal:
@@ -83,7 +84,7 @@ def clear_away(store: Store, made: Seal) -> Seal:
         for part in commit.parts if commit else ():
             if part.path not in kept:
                 store.storage.remove(part.path)
-        store.storage.remove(f"commits/{key}.json")
+        store.remove_commit(key)
     made = replace(made, absorbed=())
     store.storage.replace(SEALED, json_bytes(made.as_json()))
     return made
@@ -146,7 +147,7 @@ def _canonical(column: pa.Array) -> Iterator[Any]:
         yield np.diff(places)
         yield memoryview(text)[places[0] : places[-1]] if text else b""
         return
-    values = column.to_numpy(zero_copy_only=False)
+    values = as_numpy(column)
     if pa.types.is_floating(column.type):
         yield np.where(np.isnan(values), np.nan, values + 0.0).astype("<f8")
     elif pa.types.is_boolean(column.type):

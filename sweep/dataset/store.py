@@ -17,14 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from sweep.dataset.compact import Compact, read_compact
 from sweep.dataset.files import PART_LEVEL, SEALED_LEVEL, parquet_bytes, sha256
 from sweep.dataset.records import Commit, Int64s, PartRecord, Seal, json_bytes, parse_commit, parse_object, parse_seal
 from sweep.dataset.storage import LocalStorage, Storage, open_storage
 from sweep.errors import DatasetError, EnvironmentProblemError, MissingFileError, NondeterminismError
-from sweep.schema import KEYS, TABLES, arrow_schema
+from sweep.schema import KEYS, TABLES, arrow_schema, as_numpy, numbers
 
 SEALED = "sealed.json"
 TRIES = 20  # to read what another run changes
@@ -41,6 +40,7 @@ class Store:
 
     def __init__(self, place: Path | str | Storage) -> None:
         self.storage: Storage = open_storage(place) if isinstance(place, Path | str) else place
+        self._remembered: dict[str, Commit] | None = None
 
     @property
     def name(self) -> str:
@@ -66,13 +66,23 @@ class Store:
             raise EnvironmentProblemError(f"{self.name}: cannot be used: {error.strerror}; choose another with --out") from None
 
     @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Each commit record is read once. One that another run replaces meanwhile (points that had failed are done) counts as it was."""
+        outer, self._remembered = self._remembered, {} if self._remembered is None else self._remembered
+        try:
+            yield
+        finally:
+            self._remembered = outer
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """For the time of a run. One that begins while no other run of this machine writes here removes what dead ones left, others
         wait for that; one that ends while no other writes removes what its own dead workers left. Raises EnvironmentProblemError."""
-        if not isinstance(self.storage, LocalStorage):
-            yield
-            return
         with ExitStack() as stack:
+            stack.enter_context(self.remembering())
+            if not isinstance(self.storage, LocalStorage):
+                yield
+                return
             try:
                 self.storage.root.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context((self.storage.root / ".lock").open("a"))
@@ -124,8 +134,25 @@ class Store:
             return None
 
     def _commit(self, key: str) -> Commit:
+        if self._remembered and key in self._remembered:
+            return self._remembered[key]
         name = f"commits/{key}.json"
-        return parse_commit(f"{self.name}/{name}", key, self.storage.read(name))
+        commit = parse_commit(f"{self.name}/{name}", key, self.storage.read(name))
+        self._remember(commit)
+        return commit
+
+    def remove_commit(self, key: str) -> None:
+        """Its record; the parts stay."""
+        self.storage.remove(f"commits/{key}.json")
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
+        if self._remembered is not None:
+            self._remembered.pop(key, None)
+
+    def _remember(self, commit: Commit) -> None:
+        if self._remembered is not None:
+            self._remembered[commit.key] = commit
 
     def state(self) -> "State":
         """Seal and commits as they stand. Raises DatasetError."""
@@ -161,9 +188,9 @@ class Store:
             return f"{self.name}/{part.path}: is damaged (size or sha256 differs from its commit)"
         return ""
 
-    def check(self) -> list[str]:
+    def check(self, state: "State | None" = None) -> list[str]:
         """One line for each part that is missing, damaged or unknown, and for digests that do not fit."""
-        state = self.state()
+        state = state or self.state()
         wrong = [text for part in state.parts() if (text := self.damage(part))]
         wrong += [f"{self.name}/{path}: belongs to no commit; the next run removes it" for path in self.strays(state)]
         if state.seal is not None and not state.seal.fits:
@@ -187,7 +214,7 @@ class Store:
             schema = pa.schema([schema.field(name) for name in columns])
         parts = [self.read_part(part, schema.names) for part in state.parts() if part.table == table]
         if not parts:
-            return schema.empty_table()
+            return pa.Table.from_batches([], schema)
         had = set(parts[0].column_names)  # a dataset of an older version has fewer columns: those it has
         schema = pa.schema([field for field in schema if field.name in had], metadata=schema.metadata)
         whole = pa.concat_tables([part.cast(schema) for part in parts])
@@ -201,6 +228,16 @@ class Store:
         except (OSError, pa.ArrowException) as error:
             text = str(error).splitlines()[0]
             raise DatasetError(f"{self.name}/{part.path}: is damaged ({text}); run again to compute it anew") from None
+
+    def rows_of(self, table: str, point_ids: pa.Array, state: "State") -> pa.Table:
+        """The rows of some points, in parts that are whole; a row group at a time."""
+        found = [pa.Table.from_batches([], arrow_schema(table))]
+        for part in state.parts():
+            if part.table == table:
+                file = pq.ParquetFile(pa.BufferReader(self.storage.read(part.path)), page_checksum_verification=True)
+                groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+                found += [rows.filter(pc.is_in(rows.column("point_id"), value_set=point_ids)) for rows in groups]
+        return once_each(self.name, table, pa.concat_tables(found))
 
     def read_compact(self, part: PartRecord) -> Compact:
         """A part as it was published. Raises DatasetError for another."""
@@ -217,9 +254,8 @@ class Store:
         return True
 
     def done(self, state: "State | None" = None) -> pa.Array:
-        """Ids of the points that are committed, sorted."""
-        ids = self.read("points", ["point_id"], state).column("point_id").combine_chunks()
-        return pc.take(ids, pc.array_sort_indices(ids))
+        """Ids of the points that are committed."""
+        return self.read("points", ["point_id"], state).column("point_id").combine_chunks()
 
     def failures(self) -> pa.Table:
         """Table `errors` as it stands: the last word on each point, and nothing on those that are done by now."""
@@ -232,7 +268,7 @@ class Store:
             return table
         table = table.filter(pc.invert(pc.is_in(table.column("point_id"), value_set=self.done(state))))
         last = {point_id: row for row, point_id in enumerate(table.column("point_id").to_pylist())}
-        return table.take(pa.array(sorted(last.values()), pa.int64()))
+        return table.take(numbers(np.array(sorted(last.values()), np.int64)))
 
     # writing
 
@@ -264,22 +300,20 @@ class Store:
 
     def commit(self, commit: Commit) -> None:
         """Publish a commit record. Raises NondeterminismError where there is one with other parts."""
-        name = f"commits/{commit.key}.json"
-        if self.storage.create(name, json_bytes(commit.as_json())):
-            return
-        try:
-            before = self._commit(commit.key)
-        except DatasetError:
-            before = commit
-        if before.parts != commit.parts and not before.failed:
-            raise NondeterminismError(f"{self.name}/{name}: the same points gave other rows before; remove the commit that is wrong")
-        self.storage.replace(name, json_bytes(commit.as_json()))
+        name, content = f"commits/{commit.key}.json", json_bytes(commit.as_json())
+        if not self.storage.create(name, content):
+            self._forget(commit.key)
+            before = self.commit_of(commit.key) or commit
+            if before.parts != commit.parts and not before.failed:
+                raise NondeterminismError(f"{self.name}/{name}: the same points gave other rows before; remove the commit that is wrong")
+            self.storage.replace(name, content)
+        self._remember(commit)
 
     def forget_sealed(self) -> bool:
         """Remove commits that came after another run had sealed the same rows and taken their parts away; True if there were any."""
         state = self.state()
         for commit in (late := [commit for commit in state.commits if self._is_sealed(state, commit)]):
-            self.storage.remove(f"commits/{commit.key}.json")
+            self.remove_commit(commit.key)
         return bool(late)
 
     def _is_sealed(self, state: "State", commit: Commit) -> bool:
@@ -333,36 +367,33 @@ def in_order(name: str, table: str, rows: "pa.Table | Compact") -> pa.Array:
     Raises NondeterminismError where such rows differ."""
     keys = pa.table({key: rows.column(key) for key in KEYS[table]})
     order = pc.sort_indices(keys, sort_keys=[(key, "ascending") for key in KEYS[table]])
-    again = np.flatnonzero(_equals_previous(keys.take(order))) + 1
+    again = _equal_previous(keys.take(order))
     if not len(again):
         return order
-    numbers = order.to_numpy()
-    differ = _differing(rows, numbers[again], numbers[again - 1])
-    if differ:
+    places = as_numpy(order)
+    if differ := _differing(rows, places[again], places[again - 1]):
         raise NondeterminismError(
             f"{name}: {differ} rows of {table} were made twice and differ; compare the machines' versions (provenance/), "
             f"then remove the commits that are wrong"
         )
-    return pa.array(np.delete(numbers, again))
+    return numbers(np.delete(places, again))
 
 
-def _equals_previous(rows: pa.Table) -> NDArray[np.bool_]:
-    """Of each row but the first."""
-    same = np.ones(max(0, rows.num_rows - 1), np.bool_)
-    for column in rows.columns:
-        whole = column.combine_chunks()
-        same &= pc.equal(whole.slice(1), whole.slice(0, len(same))).to_numpy(zero_copy_only=False)
-    return same
+def _equal_previous(rows: pa.Table) -> Int64s:
+    """Those that are the same as the row before."""
+    if not rows.num_rows:
+        return np.zeros(0, np.int64)
+    columns = [column.combine_chunks() for column in rows.columns]
+    same = [pc.equal(column.slice(1), column.slice(0, len(column) - 1)) for column in columns]
+    return 1 + np.flatnonzero(np.logical_and.reduce([as_numpy(each) for each in same]))
 
 
 def _differing(rows: "pa.Table | Compact", first: Int64s, second: Int64s) -> int:
     """How many of these pairs are not the same in every column."""
-    one, other = rows.take(pa.array(first)), rows.take(pa.array(second))
+    one, other = rows.take(numbers(first)), rows.take(numbers(second))
     names = one.rest.column_names if isinstance(one, Compact) else one.column_names
-    differs = np.zeros(len(first), np.bool_)
-    for column in names:
-        differs |= pc.not_equal(one.column(column), other.column(column)).to_numpy(zero_copy_only=False)
-    return int(differs.sum())
+    differs = [pc.not_equal(one.column(name), other.column(name)) for name in names]
+    return int(np.logical_or.reduce([as_numpy(each if isinstance(each, pa.Array) else each.combine_chunks()) for each in differs]).sum())
 
 
 def missing_tables(store: Store) -> Sequence[str]:
