@@ -11,6 +11,7 @@ from sweep.configs import config_root, shared_workloads
 from sweep.plan import Plan
 from sweep.schema import columns_page
 from sweep.study import load_study
+from tests.bench.instead import WAYS, gives_table
 
 ROOT = config_root().parent
 STUDIES = sorted((config_root() / "studies").glob("*.toml"))
@@ -38,6 +39,14 @@ def test_a_shared_workload_is_valid(name: str) -> None:
 def test_model_page_names_every_behaviour() -> None:
     text = (ROOT / "docs" / "model.md").read_text()
     assert not [b.name for b in Behaviour if f"`{b.name}`" not in text]
+
+
+def test_comparison_page_has_every_way_and_what_it_gives() -> None:
+    """Its figures are of one machine; all else is what the benchmark would write."""
+    text = (ROOT / "docs" / "compare.md").read_text()
+    assert gives_table() in text, "python -m tests.bench.instead --write"
+    speeds = text.split("What each gives")[0]
+    assert not [way.name for way in WAYS if f"| {way.name} |" not in speeds]
 
 
 def test_readme_is_short_and_its_commands_exist() -> None:
