@@ -321,6 +321,49 @@ def replay(
 
 
 @app.command()
+def recommend(
+    workload: Annotated[str | None, typer.Option(help="what the guest does: a name in configs/workloads, or in --study")] = None,
+    trace: Annotated[str | None, typer.Option(help="or a recorded trace, as replay reads it; says memory and vCPUs")] = None,
+    memory: Annotated[str | None, typer.Option(help="of the guest, like 16GiB")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="of the guest")] = None,
+    kernel: Annotated[str | None, typer.Option(help="of the host, like 6.1")] = None,
+    budget: Annotated[str | None, typer.Option(help="host memory that the guest may take, like 4GiB; default: any")] = None,
+    proposals: Annotated[bool, typer.Option("--proposals", help="the list thread's patches as well")] = False,
+    what_if: Annotated[bool, typer.Option("--what-if/--no-what-if", help="look at other kernels, sizes, failing THPs, fewer cores")] = True,
+    study: Annotated[Path | None, typer.Option(help="study file with workloads and parameters of your own")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="any parameter, e.g. mmu=shadow or thp_failure=0.2")] = None,
+    out: Annotated[str | None, typer.Option(help="directory to keep the dataset in; default: not kept")] = None,
+    executor: Annotated[str, typer.Option(help="inline, local or ray")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="go on over the budget of CPU hours")] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
+) -> None:
+    """Rank settings for a guest. Example: faultsweep recommend --workload boot_ovmf --memory 16GiB --vcpus 8 --kernel 6.1"""
+    from sweep.recommend.answer import recommend as rank
+    from sweep.recommend.asked import RecommendOptions
+    from sweep.runner import RunOptions
+
+    running = RunOptions(executor=executor, workers=workers, yes=yes, quiet=quiet, command=sys.argv)
+    asked = RecommendOptions(
+        memory=memory,
+        vcpus=vcpus,
+        kernel=kernel,
+        workload=workload,
+        trace=trace,
+        study=study,
+        budget=budget,
+        proposals=proposals,
+        what_if=what_if,
+        overrides=overrides or (),
+        out=out,
+        run=running,
+    )
+    found = rank(asked)
+    _print_json(found.as_json()) if as_json else print(found.as_text())
+
+
+@app.command()
 def validate(
     layers: Annotated[list[str] | None, typer.Option("--layer", help="memory, kvm or boot; default: all")] = None,
     boot: Annotated[list[str] | None, typer.Option("--boot", help="kernel to fetch and boot in emulation: 6.1, 6.12, 6.18, 7.3")] = None,

@@ -75,11 +75,12 @@ def sensitivity(facts: Facts, found: Standings, rows: pd.DataFrame) -> Sensitivi
 
 @dataclass(frozen=True)
 class Duel:
-    """Two points, and the costs they are run with."""
+    """Two points, the costs they are run with, and the time that is compared (a column)."""
 
     points: tuple[Point, Point]
     study: Study
     costs: CostFile
+    time: str = TIME
 
     @property
     def seconds(self) -> float:
@@ -102,7 +103,8 @@ class Duel:
 
     def _ns(self, point: Point, costs: Costs) -> int:
         context = Context(self.study.name, dict(self.study.workloads), {point.costs: CostFile(point.costs, costs, {}, ())})
-        return simulate_point(PlannedPoint("", point.model_dump(), 0, self.study.seed), context).total_ns
+        result = simulate_point(PlannedPoint("", point.model_dump(), 0, self.study.seed), context)
+        return int(getattr(result, self.time))
 
 
 def duel_of(facts: Facts, found: Standings, rivals: tuple[int, int]) -> Duel | None:

@@ -1,0 +1,178 @@
+"""`faultsweep recommend`: ask, run, compare, tell."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sweep.dataset.read import open_dataset
+from sweep.errors import DatasetError, InterruptedRunError, UsageError
+from sweep.plan import Plan
+from sweep.quantity import human_size, human_time
+from sweep.recommend.asked import Asked, Conditions, RecommendOptions, asked_point, budget_of, check, load
+from sweep.recommend.changes import Changes, changes
+from sweep.recommend.ranking import GUEST, Ranking, Row, needs, rankings, records
+from sweep.recommend.reason import double_faults, reasons
+from sweep.replay.decode import Vendor
+from sweep.replay.run import FOLDER, ReplayOptions, replay
+from sweep.replay.whatif import LIST_NAME, WORKLOAD, kernel_of, memory_of
+from sweep.report.roles import CONDITIONS, DEFAULTS, PARAMETER_COLUMNS, word
+from sweep.runner import run as run_study
+from sweep.study import Study
+
+TOLD = ("workload", "memory_bytes", "vcpus", "kernel")  # of every question
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """The answer. `question`: what was asked; `budget`: bytes; `out`: the dataset, '' where it was not to be kept."""
+
+    question: str
+    budget: int | None
+    ranking: Ranking
+    reasons: list[str]
+    changes: Changes
+    out: str
+
+    def as_text(self) -> str:
+        best = self.ranking.row(self.ranking.best)
+        parts = [
+            self.question,
+            "",
+            f"Recommended: {self.ranking.best}",
+            f"  {_time(best[GUEST])} of guest time, {_before(best)}, {human_size(best['needs'])} of memory",
+            *(f"  {line}" for line in self._against()),
+            "",
+            "Why",
+            *(f"  {reason}" for reason in self.reasons),
+            "",
+            self._table().to_string(index=False),
+            "",
+            "What would change it",
+            *(f"  {line}" for line in self.changes.lines(self.ranking.best) or ["nothing that was looked at"]),
+            *([f"  The same for: {'; '.join(self.changes.same)}"] if self.changes.same else []),
+            *([f"  {self.changes.costs.note}"] if self.changes.costs.note else []),
+        ]
+        return "\n".join([*parts, *(["", f"next: faultsweep report {self.out}"] if self.out else [])])
+
+    def _against(self) -> Iterator[str]:
+        rival, good, costs = self.ranking.rival(), self.ranking.as_good(), self.changes.costs
+        if rival is not None:
+            row = self.ranking.row(rival)
+            spans = [f"replicates {_span(row['more_low'], row['more_high'])}"]
+            if costs.mean == costs.mean:  # not NaN
+                spans.append(f"each cost over its range {_span(_beyond(costs.low), _beyond(costs.high))}")
+            yield f"{rival} takes {row['more']:.2%} more ({'; '.join(spans)})"
+        if good:
+            yield f"as good, within 1 %: {'; '.join(good)}"
+
+    def _table(self) -> pd.DataFrame:
+        rows = self.ranking.rows
+        return pd.DataFrame(
+            {
+                "setting": rows.index,
+                "guest time": [_time(ns) for ns in rows[GUEST]],
+                "more": [f"{more:+.2%}" for more in rows["more"]],
+                "before it": [_time(ns) if ns > 0 else "" for ns in rows["total_ns"] - rows[GUEST]],
+                "memory": [human_size(size) for size in rows["needs"]],
+                "exits": [f"{exits:,.0f}" for exits in rows["exits"]],
+                "double faults": [f"{double_faults(row):,.0f}" for row in records(rows)],
+                "": ["" if fits else "over the budget" for fits in rows["fits"]],
+            }
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        rows = self.ranking.rows.reset_index(names="label")
+        names = ["label", *PARAMETER_COLUMNS, GUEST, "total_ns", "held_bytes", "needs", "fits", "exits", "more", "more_low", "more_high"]
+        changed, costs = self.changes, self.changes.costs
+        return {
+            "question": self.question,
+            "budget_bytes": self.budget,
+            "recommended": self.ranking.best,
+            "rival": self.ranking.rival(),
+            "as_good": self.ranking.as_good(),
+            "reasons": self.reasons,
+            "ranking": records(rows[names].assign(double_faults=[double_faults(row) for row in records(rows)])),
+            "by_budget": [{"from_bytes": size, "setting": label, GUEST: ns} for size, label, ns in changed.budgets],
+            "with_the_vmms_time": changed.ready,
+            "changes": [{"conditions": conditions, "setting": label} for conditions, label in changed.others],
+            "same": list(changed.same),
+            "less_than_rival_percent": {"mean": costs.mean, "low": costs.low, "high": costs.high, "note": costs.note},
+            "flips": [{"cost": name, "value_ns": value, "flips_at_ns": flips} for name, value, flips in costs.flips],
+            "out": self.out,
+        }
+
+
+def recommend(options: RecommendOptions) -> Recommendation:
+    """Raises UsageError, StudyError, and what a run and the import of a trace raise."""
+    check(options)
+    with ExitStack() as stack:
+        out = options.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="recommend-"))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recommend-")))
+        study = _trace_study(options, out) if options.trace else load(_asked(options, asked_point(options)), folder)
+        summary = run_study(study, out, options.run)
+        if summary.stopped_by:
+            raise InterruptedRunError(summary.stopped_by, "with --out DIR what is done is kept")
+        if summary.exit_status:
+            raise DatasetError(f"{summary.failed + summary.left} of {summary.total} points have no result; --out DIR keeps their errors")
+        return tell(open_dataset(out).points(), study, budget_of(options), options.out or "")
+
+
+def _asked(options: RecommendOptions, conditions: Conditions, accesses: str = "") -> Asked:
+    return Asked(conditions, accesses, options.study, options.proposals, options.what_if, options.overrides)
+
+
+def _trace_study(options: RecommendOptions, out: str) -> Study:
+    """Import the trace into the dataset's folder, where the study reads its accesses."""
+    replayed = replay(ReplayOptions(str(options.trace), out, kernel=options.kernel, import_only=True, run=options.run))
+    imported = replayed.imported
+    conditions = {
+        "memory": memory_of(imported.folded),
+        "vcpus": imported.folded.vcpus,
+        "kernel": options.kernel or kernel_of(imported.trace.release),
+        "mmu": "shadow" if imported.decision.vendor is Vendor.SHADOW else "tdp",
+        "workload": WORKLOAD,
+    }
+    return load(_asked(options, conditions, LIST_NAME), replayed.out / FOLDER)
+
+
+def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") -> Recommendation:
+    """The answer from the points of a question's study. Raises UsageError where no setting fits the budget."""
+    base = next(iter(Plan(study))).point.columns()
+    found = rankings(points, base, float("inf") if budget is None else budget)
+    if not found or found[0].conditions:
+        least = needs(points[points["memory_bytes"] == base["memory_bytes"]]).min()
+        raise UsageError(f"--budget {human_size(budget or 0)}: every setting needs more, the least {human_size(least)}; allow that")
+    asked = found[0]
+    rival = asked.rival()
+    because = ["no other setting fits"] if rival is None else reasons(asked.row(asked.best), asked.row(rival))
+    return Recommendation(question(base, budget), budget, asked, because, changes(found, study), out)
+
+
+def question(base: Mapping[str, Any], budget: int | None) -> str:
+    """What is asked, in a line."""
+    told = [name for name in CONDITIONS if name in TOLD or base[name] != {**DEFAULTS, "cores": base["vcpus"]}[name]]
+    limit = f", at most {human_size(budget)} of host memory" if budget is not None else ""
+    return f"Settings for {', '.join(word(name, base[name]) for name in told)}{limit}"
+
+
+def _beyond(less: float) -> float:
+    """x % less than the other: the other takes so much more, as a part."""
+    return 1 / (1 - less / 100) - 1
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.2%} ... {high:.2%}"
+
+
+def _time(ns: float) -> str:
+    return human_time(ns / 1e9)
+
+
+def _before(row: Row) -> str:
+    ns = float(row["total_ns"] - row[GUEST])
+    return f"{_time(ns)} of the VMM's before it" if ns > 0 else "nothing before it"

@@ -1,0 +1,188 @@
+"""What is asked, and the study that answers it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kernels.policy import PolicyError, behaviours
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PMD_BYTES, PUD_BYTES
+from sweep.configs import shared_workloads
+from sweep.errors import StudyError, UsageError
+from sweep.files import nearest
+from sweep.parameters import COLUMN_OF, Point
+from sweep.plan import Plan
+from sweep.quantity import parse_size
+from sweep.runner import RunOptions
+from sweep.study import Study, load_study
+
+NAME = "recommend"
+FILE = "recommend.toml"
+REPLICATES = 3
+KERNELS = ("5.15", "6.1", "6.6", "6.12", "6.18")  # that are asked about beside the host's
+FAILURES = (0.1, 0.5, 1.0)  # of 2M allocations
+PROPOSALS = ("change_pte_prefetch", "no_change_pte", "always_writable")
+HUGETLB = {"anonymous_hugetlb_2mb": PMD_BYTES, "anonymous_hugetlb_1gb": PUD_BYTES}
+Conditions = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """What is asked: a guest, what it does (a workload or a recorded trace), and how much memory the host may hold for it."""
+
+    memory: str | None = None
+    vcpus: int | None = None
+    kernel: str | None = None
+    workload: str | None = None
+    trace: str | None = None
+    study: Path | None = None
+    budget: str | None = None
+    proposals: bool = False
+    what_if: bool = True
+    overrides: Sequence[str] = ()
+    out: str | None = None
+    run: RunOptions = field(default_factory=lambda: RunOptions(executor="local"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question whose guest is known. `accesses`: file with the accesses of a trace, beside the study. `own`: a study file of the user's
+    with parameters and workloads."""
+
+    conditions: Conditions
+    accesses: str = ""
+    own: Path | None = None
+    proposals: bool = False
+    what_if: bool = True
+    overrides: Sequence[str] = ()
+
+
+def check(options: RecommendOptions) -> None:
+    """Refuse at once what cannot be. Raises UsageError."""
+    if (options.workload is None) == (options.trace is None):
+        raise UsageError("--workload NAME or --trace FILE is needed, one of the two: what the guest does")
+    if options.trace is not None and (options.study is not None or options.memory is not None or options.vcpus is not None):
+        raise UsageError("--trace says memory and vCPUs itself; leave out --memory, --vcpus and --study")
+    if options.workload is not None and options.study is None and options.workload not in (known := shared_workloads()):
+        raise UsageError(f"--workload {options.workload[:80]!r} is unknown; {nearest(options.workload, known)}")
+    budget_of(options)
+    asked_point(options)
+
+
+def budget_of(options: RecommendOptions) -> int | None:
+    """Bytes that the host may hold for the guest; None: as much as it takes. Raises UsageError."""
+    try:
+        return parse_size(options.budget) if options.budget is not None else None
+    except ValueError as error:
+        raise UsageError(f"--budget: {error}") from None
+
+
+def asked_point(options: RecommendOptions) -> Conditions:
+    """The conditions that were given, checked. Raises UsageError that names the option."""
+    given = {"memory": options.memory, "vcpus": options.vcpus, "kernel": options.kernel}
+    found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    try:
+        point = Point(**found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"--{'.'.join(map(str, first['loc'][:1]))}: {first['msg'].removeprefix('Value error, ')}") from None
+    workload = {"workload": options.workload} if options.workload is not None else {}
+    return {name: getattr(point, name) for name in found} | workload
+
+
+def load(asked: Asked, folder: Path) -> Study:
+    """Write the study into a folder and read it as any other. Other conditions that the study cannot have (a step the kernel lacks, ...)
+    are left out. Raises StudyError."""
+    path = folder / FILE
+    point = next(iter(Plan(_read(path, asked, ["[[block]]"])))).point
+    places: list[Conditions] = [{}]
+    for other in _others(point, asked):
+        try:
+            _read(path, asked, blocks(point, other, asked.proposals))
+        except StudyError:
+            continue
+        places.append(other)
+    return _read(path, asked, [block for place in places for block in blocks(point, place, asked.proposals)])
+
+
+def _read(path: Path, asked: Asked, blocks: Sequence[str]) -> Study:
+    path.write_text(study_text(asked, blocks))
+    return load_study(path, asked.overrides)
+
+
+def study_text(asked: Asked, blocks: Sequence[str]) -> str:
+    """The study with these blocks."""
+    workload = asked.conditions["workload"]
+    lines = [
+        f"# Question: which settings take the least time for {workload}?",
+        *([f"include = [{_toml(str(asked.own.resolve()))}]"] if asked.own else []),
+        "[study]",
+        f'name = "{NAME}"',
+        f"title = {_toml(f'Settings for {workload}')}",
+        f"replicates = {REPLICATES}",
+        "[point]",
+        *(_pair(name, value) for name, value in asked.conditions.items()),
+        *blocks,
+    ]
+    if asked.accesses:
+        lines += [f"[workload.{workload}]", f'steps = [{{ op = "touch_list", path = {_toml(asked.accesses)} }}]']
+    return "\n".join(lines) + "\n"
+
+
+def blocks(point: Point, place: Conditions, proposals: bool) -> list[str]:
+    """All settings of the point's guest under conditions that replace its own."""
+    there = point.model_copy(update=dict(place))
+    return [_block(place, axes) for axes in settings_of(there, proposals)]
+
+
+def settings_of(point: Point, proposals: bool) -> Iterator[Mapping[str, Sequence[Any]]]:
+    """The axes of what can be chosen for a guest, and of the list thread's patches where they are asked for and can be."""
+    hugetlb = [
+        name for size, name in ((PMD_BYTES, "anonymous_hugetlb_2mb"), (PUD_BYTES, "anonymous_hugetlb_1gb")) if point.memory % size == 0
+    ]
+    yield {"backing": ["anonymous", "anonymous_thp", *hugetlb, "shmem", "shmem_thp"], "prealloc": ["none", "populate"]}
+    yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
+    policies = [policy for policy in PROPOSALS if proposals and _exists(point.kernel, policy, point.mmu)]
+    if policies:
+        yield {"backing": ["anonymous", "anonymous_thp"], "policy": policies}
+
+
+def _exists(kernel: str, policy: str, mmu: str) -> bool:
+    try:
+        behaviours(kernel, policy)
+    except PolicyError:
+        return False
+    return mmu == "tdp" or policy != "change_pte_prefetch"
+
+
+def _others(point: Point, asked: Asked) -> Iterator[Conditions]:
+    """Conditions that differ in one from the point's: what may change the choice. Those that --set fixes stay."""
+    kept = {override.partition("=")[0].strip().removeprefix("point.") for override in asked.overrides}
+    values: dict[str, Sequence[Any]] = {
+        "kernel": [kernel for kernel in KERNELS if kernel != point.kernel],
+        "thp_failure": [chance for chance in FAILURES if chance != point.thp_failure],
+        "cores": [(point.vcpus + 1) // 2] if point.vcpus > 1 and point.cores is None else [],
+    }
+    if not asked.accesses:  # a trace has its vCPUs and addresses
+        values["vcpus"] = sorted({1, min(2 * point.vcpus, KVM_MAX_VCPUS)} - {point.vcpus})
+        values["memory"] = [size for size in (point.memory // 2, point.memory * 2) if PMD_BYTES <= size <= MAX_MEMORY_BYTES]
+    if asked.what_if:
+        yield from ({name: value} for name in values if name not in kept for value in values[name])
+
+
+def _block(place: Conditions, axes: Mapping[str, Sequence[Any]]) -> str:
+    point = ", ".join(_pair(name, value) for name, value in place.items())
+    grid = ", ".join(f"{name} = [{', '.join(_toml(value) for value in values)}]" for name, values in axes.items())
+    return f"[[block]]\npoint = {{ {point} }}\ngrid = {{ {grid} }}"
+
+
+def _pair(name: str, value: Any) -> str:
+    return f"{name} = {_toml(f'{value}B' if name in COLUMN_OF else value)}"
+
+
+def _toml(value: Any) -> str:
+    """JSON writes texts, numbers and booleans as TOML does."""
+    return json.dumps(value, ensure_ascii=False)
