@@ -1,10 +1,10 @@
 """`make mutants`: how many mutants of the model the tests kill; fails below 95 %.
 
-The compiled sources run here as plain Python (NUMBA_DISABLE_JIT), so that a change is another code object in a function's
-place. First the unchanged model goes through everything once: lives of a VM against the reference, litmus tests, counts of
-real kernels; how long each took is noted, and at which mutants it would have gone another way. Then each mutant, in a process
-of its own, goes through those, the quickest first, until something fails. The table of policies is the reference's as well,
-so its mutants meet the tests alone. Survivors are printed, and written to results/mutants.txt.
+The compiled sources run here as plain Python (NUMBA_DISABLE_JIT), so that a change is another code object in a function's place. First
+the unchanged model goes through everything once: lives of a VM against the reference, litmus tests, counts of real kernels; how long each
+took is noted, and at which mutants it would have gone another way. Then each mutant, in a process of its own, goes through those, the
+quickest first, until something fails or it had time enough. The table of policies is the reference's as well, so its mutants meet the
+tests alone. Survivors are printed, and written to results/mutants.txt.
 """
 
 import argparse
@@ -49,6 +49,8 @@ QUICK_S = 0.015
 LONGEST_S = 3.0  # of a life; the few that take longer are left out
 LONGEST_TEST_S = 6.0
 PATIENCE_S = 5.0  # of CPU, and ten times what the unchanged model took; a mutant that takes longer hangs, and is dead
+LIVES_S = 60.0  # of CPU for all lives of a mutant: one that makes each life slow (a scan that never ran before) goes on to the tests
+TESTS_S = 300.0  # for all its tests; one that is still alive then counts as a survivor
 COLLECTION_S = 20.0  # until pytest has found the tests
 AIM = 0.95
 VERDICTS = ("", "lives", "tests")
@@ -210,8 +212,11 @@ def probes(first: int) -> tuple[list[Probe], list[Probe]]:
 def a_life_differs(probes: Iterable[Probe]) -> bool:
     from tests.test_differential import check
 
+    end = time.process_time() + LIVES_S
     try:
         for probe in probes:
+            if time.process_time() > end:
+                break
             be_patient(probe.seconds)
             check(*probe.what)
     except BaseException:  # whatever it is, the mutant did it
@@ -226,12 +231,15 @@ def be_patient(seconds: float) -> None:
 
 @dataclass
 class Patient:
-    """A pytest plugin: patience with each test anew."""
+    """A pytest plugin: patience with each test anew, and an end with all of them."""
 
     seconds: dict[str, float]
+    end: float = field(default_factory=lambda: time.process_time() + COLLECTION_S + TESTS_S)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if time.process_time() > self.end:
+            pytest.skip("long enough")
         be_patient(self.seconds[item.nodeid])
 
 
