@@ -31,6 +31,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the study, e.g. vcpus=4 or study.seed=7")]
 
 
+def _words(*words: str) -> Callable[[str], list[str]]:
+    """Completes one of these."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def _workloads(incomplete: str) -> list[str]:
+    from sweep.configs import shared_workloads
+
+    return [name for name in shared_workloads() if name.startswith(incomplete)]
+
+
+def _kernels(incomplete: str) -> list[str]:
+    from kernels.policy import REGIMES
+
+    return [str(regime.since) for regime in REGIMES if str(regime.since).startswith(incomplete)]
+
+
+Executor = Annotated[str, typer.Option(help="inline, local or ray", autocompletion=_words("inline", "local", "ray"))]
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(_finite(value), indent=1, default=str, allow_nan=False))
 
@@ -46,28 +66,24 @@ def _finite(value: Any) -> Any:
 
 @app.command()
 def plan(study: StudyPath, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a study and print its points, axes, predicted time, memory and bytes; run nothing."""
-    from sweep.preview import preview
+    """Check a study; print its points, axes, predicted time, memory, bytes. Example: faultsweep plan configs/studies/thread.toml"""
+    from sweep.preview import as_text, preview
 
     shown = preview(study, overrides or ())
-    if as_json:
-        _print_json(shown)
-        return
-    for key, value in shown.items():
-        print(f"{key}: {value}" if not isinstance(value, list) else f"{key}:\n" + "\n".join(f"  {row}" for row in value))
+    _print_json(shown) if as_json else print(as_text(shown))
 
 
 @app.command()
 def run(
     study: StudyPath,
     out: Annotated[str | None, typer.Option(help="dataset directory or URL; default results/<study name>")] = None,
-    executor: Annotated[str, typer.Option(help="inline, local or ray")] = "ray",
+    executor: Executor = "ray",
     address: Annotated[str | None, typer.Option(help="address of a Ray cluster")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
     overrides: Overrides = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N points")] = None,
     shard: Annotated[str, typer.Option(help="i/n: every n-th point, from the i-th")] = "0/1",
-    on_error: Annotated[str, typer.Option(help="continue or stop")] = "continue",
+    on_error: Annotated[str, typer.Option(help="continue or stop", autocompletion=_words("continue", "stop"))] = "continue",
     max_failures: Annotated[int | None, typer.Option(min=0, help="stop after so many failed points")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="go on over the budget")] = False,
     deadline: Annotated[
@@ -80,7 +96,7 @@ def run(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="a line per chunk: points, seconds, worker")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="plain lines, no bar")] = False,
 ) -> None:
-    """Run what is missing of a study; run again to resume or to add new points."""
+    """Run what is missing of a study; again to resume or extend. Example: faultsweep run configs/studies/thread.toml --executor local"""
     from sweep.runner import RunOptions
     from sweep.runner import run as run_study
     from sweep.study import load_study
@@ -138,11 +154,11 @@ def _print_summary(summary: Any) -> None:
 
 @app.command()
 def status(dataset: DatasetPath, as_json: AsJson = False) -> None:
-    """Done, failed, left, rate, time left."""
-    from sweep.preview import status_of
+    """Done, failed, left, rate, time left. Example: faultsweep status results/thread"""
+    from sweep.preview import as_text, status_of
 
     shown = status_of(dataset)
-    _print_json(shown) if as_json else print("\n".join(f"{key}: {value}" for key, value in shown.items()))
+    _print_json(shown) if as_json else print(as_text(shown))
 
 
 @app.command()
@@ -151,7 +167,7 @@ def verify(
     recompute: Annotated[int, typer.Option(min=0, help="recompute so many points and compare")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Check checksums, schema and completeness; recompute points."""
+    """Check checksums, schema, completeness; recompute points. Example: faultsweep verify results/thread --recompute 20"""
     from sweep.verify import verify as verify_dataset
 
     verdict = verify_dataset(dataset, recompute)
@@ -168,7 +184,7 @@ def report(
     other: Annotated[str | None, typer.Argument(help="a second dataset, to compare the first with")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write DIR/report/index.html and print the main table; of two datasets, compare them point by point."""
+    """Write DIR/report/index.html, print the main table; or compare two datasets. Example: faultsweep report results/thread"""
     from sweep.report.build import build_report
     from sweep.report.compare import compare
 
@@ -180,9 +196,12 @@ def report(
 def query(
     dataset: DatasetPath,
     sql: Annotated[str, typer.Argument(help="SQL over points, steps, errors")],
-    out_format: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+    out_format: Annotated[
+        str, typer.Option("--format", help="table, csv, json or parquet", autocompletion=_words("table", "csv", "json", "parquet"))
+    ] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="the same as --format json")] = False,
 ) -> None:
-    """SQL over the tables of a dataset."""
+    """SQL over points, steps, errors. Example: faultsweep query results/thread 'select kernel, avg(exits) from points group by 1'"""
     from sweep.dataset.read import open_dataset
 
     writers: dict[str, Callable[[pa.Table], None]] = {
@@ -191,6 +210,7 @@ def query(
         "json": lambda t: _print_json(t.to_pylist()),
         "parquet": _write_parquet,
     }
+    out_format = "json" if as_json else out_format
     if out_format not in writers:
         raise UsageError(f"--format {out_format!r}: {', '.join(writers)} are there")
     writers[out_format](open_dataset(dataset).sql(sql))
@@ -227,7 +247,7 @@ def merge(
     out: Annotated[str, typer.Option(help="dataset to make, or to add to")],
     as_json: AsJson = False,
 ) -> None:
-    """Join datasets of one study made on several machines (run --shard i/n on each)."""
+    """Join datasets of one study, each made with run --shard i/n. Example: faultsweep merge part0 part1 --out whole"""
     from sweep.merge import merge as merge_datasets
 
     merged = merge_datasets(datasets, out)
@@ -242,13 +262,14 @@ def merge(
 def export(
     dataset: DatasetPath,
     to: Annotated[Path, typer.Option(help="file to write: .parquet, .csv, .arrow or .feather")],
-    table: Annotated[str, typer.Option(help="points, steps or errors")] = "points",
+    table: Annotated[str, typer.Option(help="points, steps or errors", autocompletion=_words("points", "steps", "errors"))] = "points",
+    as_json: AsJson = False,
 ) -> None:
-    """One Parquet, CSV or Arrow file of a table."""
+    """One Parquet, CSV or Arrow file of a table. Example: faultsweep export results/thread --to points.csv"""
     from sweep.export import export as export_table
 
     rows = export_table(dataset, to, table)
-    print(f"{to}: {rows} rows of {table}")
+    _print_json({"file": str(to), "table": table, "rows": rows}) if as_json else print(f"{to}: {rows} rows of {table}")
 
 
 @app.command()
@@ -256,12 +277,13 @@ def explain(
     dataset: DatasetPath,
     point_id: Annotated[str, typer.Argument(help="id of a point, or its beginning")],
     touches: Annotated[int, typer.Option(min=1, max=1_000_000, help="events to show")] = 60,
+    as_json: AsJson = False,
 ) -> None:
-    """Run one point again and print its events step by step."""
+    """Run one point again, event by event. Example: faultsweep explain results/thread 7e997"""
     from sweep.explain import explain as explain_point
 
-    for line in explain_point(dataset, point_id, touches):
-        print(line)
+    explained = explain_point(dataset, point_id, touches)
+    _print_json(explained.as_json()) if as_json else print(explained.as_text())
 
 
 @app.command()
@@ -302,13 +324,13 @@ def replay(
     skip_bad: Annotated[int, typer.Option("--skip-bad", min=0, help="leave out so many bad lines; their count is told")] = 0,
     kernel: Annotated[str | None, typer.Option(help="the recorded host's kernel, e.g. 6.1; default: as the trace says, or 6.12")] = None,
     import_only: Annotated[bool, typer.Option("--import-only", help="import and count, run no study")] = False,
-    executor: Annotated[str, typer.Option(help="inline, local or ray")] = "local",
+    executor: Executor = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="go on over the budget")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="no progress")] = False,
 ) -> None:
-    """Import a recorded fault trace, count its double faults, and ask what other settings had made of it."""
+    """Import recorded faults, count double ones, ask what if. Example: faultsweep replay examples/traces/perf.txt"""
     from sweep.replay.run import ReplayOptions
     from sweep.replay.run import replay as replay_trace
     from sweep.runner import RunOptions
@@ -322,18 +344,20 @@ def replay(
 
 @app.command()
 def recommend(
-    workload: Annotated[str | None, typer.Option(help="what the guest does: a name in configs/workloads, or in --study")] = None,
+    workload: Annotated[
+        str | None, typer.Option(help="what the guest does: of configs/workloads, or of --study", autocompletion=_workloads)
+    ] = None,
     trace: Annotated[str | None, typer.Option(help="or a recorded trace, as replay reads it; says memory and vCPUs")] = None,
     memory: Annotated[str | None, typer.Option(help="of the guest, like 16GiB")] = None,
     vcpus: Annotated[int | None, typer.Option(help="of the guest")] = None,
-    kernel: Annotated[str | None, typer.Option(help="of the host, like 6.1")] = None,
+    kernel: Annotated[str | None, typer.Option(help="of the host, like 6.1", autocompletion=_kernels)] = None,
     budget: Annotated[str | None, typer.Option(help="host memory that the guest may take, like 4GiB; default: any")] = None,
     proposals: Annotated[bool, typer.Option("--proposals", help="the list thread's patches as well")] = False,
     what_if: Annotated[bool, typer.Option("--what-if/--no-what-if", help="look at other kernels, sizes, failing THPs, fewer cores")] = True,
     study: Annotated[Path | None, typer.Option(help="study file with workloads and parameters of your own")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="any parameter, e.g. mmu=shadow or thp_failure=0.2")] = None,
     out: Annotated[str | None, typer.Option(help="directory to keep the dataset in; default: not kept")] = None,
-    executor: Annotated[str, typer.Option(help="inline, local or ray")] = "local",
+    executor: Executor = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="default: the CPUs of this machine")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="go on over the budget of CPU hours")] = False,
     as_json: AsJson = False,
@@ -413,7 +437,7 @@ def validate(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """What works here: packages, compile cache, Ray, KVM, THP state, disk."""
+    """What works here: packages, compile cache, Ray, KVM, THP state, disk. Example: faultsweep doctor"""
     from sweep.doctor import examine
 
     findings = examine()

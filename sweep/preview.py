@@ -1,7 +1,7 @@
 """What `plan` and `status` print."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from sweep.dataset.read import Dataset
 from sweep.errors import Fault, StudyError
 from sweep.left import done_of, kept_of
 from sweep.machine import default_workers
+from sweep.parameters import COLUMN_OF
 from sweep.plan import BYTES_PER_POINT, Plan, PlannedPoint
 from sweep.price import Prices
-from sweep.quantity import human_size, human_time
+from sweep.quantity import format_size, human_size, human_time
 from sweep.record import read_study
 from sweep.runner import chunks_of
 from sweep.study import load_study
@@ -42,27 +43,53 @@ def preview(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         "digest": digest_of(study.identity())[:16],
         "points": points,
         "left out by where, or given twice": plan.upper - points,
-        "blocks": [_axes(number, block) for number, block in enumerate(study.blocks)],
+        "blocks": [_block(number, block) for number, block in enumerate(study.blocks)],
+        "axes": [row for number, block in enumerate(study.blocks) for row in _axes(number, block)],
         "replicates": study.replicates,
         "predicted CPU time": f"{human_time(seconds)} ({human_time(seconds / workers)} on {workers} CPUs)",
         "predicted memory": f"{human_size(estimate.nbytes)} per worker",
         "predicted bytes on disk": human_size(points * BYTES_PER_POINT),
         "notes": notes,
-        "first points": [_line(p) for p in islice(plan, SHOWN_POINTS)],
-        "last points": [_line(p) for p in reversed(list(islice(plan.backwards(), SHOWN_POINTS)))],
+        "first points": [_row(p) for p in islice(plan, SHOWN_POINTS)],
+        "last points": [_row(p) for p in reversed(list(islice(plan.backwards(), SHOWN_POINTS)))],
     }
 
 
-def _axes(number: int, block: Block) -> str:
-    axes = " x ".join(f"{'+'.join(axis.names)}[{len(axis.values)}]" for axis in block.axes) or "one point"
-    if block.sample:
-        axes = f"{block.sample.n} of {axes} ({block.sample.method})"
-    return f"{number}: {axes}" + (f" where {block.where.text}" if block.where else "")
+def as_text(shown: Mapping[str, Any]) -> str:
+    """What preview() or status_of() found: a line each, lists and tables below."""
+    import pandas as pd  # a third of a second, which --json need not wait for
+
+    lines = [f"{name}: {value}" for name, value in shown.items() if not isinstance(value, list)]
+    for name, rows in shown.items():
+        if rows and isinstance(rows, list):
+            tabular = isinstance(rows[0], dict)
+            told = pd.DataFrame(rows).fillna("").astype(str).to_string(index=False).splitlines() if tabular else rows
+            lines += ["", name, *(f"  {line}" for line in told)]
+    return "\n".join(lines)
 
 
-def _line(planned: PlannedPoint) -> str:
+def _block(number: int, block: Block) -> str:
+    sampled = f", {block.sample.n:,} of them ({block.sample.method})" if block.sample else ""
+    where = f", where {block.where.text}" if block.where else ""
+    return f"{number}: {block.product:,} combinations{sampled}{where}"
+
+
+def _axes(number: int, block: Block) -> Iterator[dict[str, Any]]:
+    """A row for each axis of a block."""
+    for axis in block.axes:
+        first, last = (_value(axis.names, axis.values[place]) for place in (0, -1))
+        yield {"block": number, "axis": "+".join(axis.names), "values": len(axis.values), "from": first, "to": last}
+
+
+def _value(names: Sequence[str], values: Sequence[Any]) -> str:
+    return ", ".join(format_size(value) if name in COLUMN_OF else str(value) for name, value in zip(names, values, strict=True))
+
+
+def _row(planned: PlannedPoint) -> dict[str, Any]:
+    """The parameters that are not at their default."""
     values = planned.point.model_dump(exclude_defaults=True)
-    return f"{planned.point_id} " + " ".join(f"{k}={v}" for k, v in values.items()) + f" replicate={planned.replicate}"
+    told = {name: _value([name], [value]) for name, value in values.items()}
+    return {"point": planned.point_id, **told, "replicate": planned.replicate}
 
 
 def status_of(place: Path | str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ How long it still takes is the driver's forecast, not points done over points le
 import sys
 import time
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -21,7 +21,7 @@ class Reporter(Protocol):
 
     def note(self, text: str) -> None: ...
 
-    def advance(self, points: int, failed: int, left: float) -> None: ...
+    def advance(self, points: int, failed: int, left: float, workers: int) -> None: ...
 
 
 class Quiet:
@@ -30,7 +30,7 @@ class Quiet:
     def note(self, text: str) -> None:
         pass
 
-    def advance(self, points: int, failed: int, left: float) -> None:
+    def advance(self, points: int, failed: int, left: float, workers: int) -> None:
         pass
 
 
@@ -44,7 +44,7 @@ class Plain:
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def advance(self, points: int, failed: int, left: float) -> None:
+    def advance(self, points: int, failed: int, left: float, workers: int) -> None:
         """So many more, and `left` seconds to go."""
         self._done += points
         self._failed += failed
@@ -54,7 +54,7 @@ class Plain:
         self._last = now
         rate = (self._done + self._failed) / max(1e-9, now - self._start)
         failures = f", {self._failed} failed" if self._failed else ""
-        self.note(f"{self._done}/{self._total} points{failures}, {rate:.0f}/s, {human_time(left)} left")
+        self.note(f"{self._done}/{self._total} points{failures}, {rate:.0f}/s, {_workers(workers)}, {human_time(left)} left")
 
 
 class Bar:
@@ -67,11 +67,12 @@ class Bar:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[workers]}"),
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[failed]}"),
             console=Console(stderr=True),
         )
-        self._task = self._progress.add_task("points", total=total, rate="", left="", failed="")
+        self._task = self._progress.add_task("points", total=total, rate="", workers="", left="", failed="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -83,12 +84,17 @@ class Bar:
     def note(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
 
-    def advance(self, points: int, failed: int, left: float) -> None:
+    def advance(self, points: int, failed: int, left: float, workers: int) -> None:
         self._failed += failed
         done = self._progress.tasks[0].completed + points + failed
         rate = done / max(1e-9, time.monotonic() - self._start)
         text = f"{self._failed} failed" if self._failed else ""
-        self._progress.update(self._task, advance=points + failed, rate=f"{rate:.0f}/s", left=f"{human_time(left)} left", failed=text)
+        told: dict[str, Any] = {"rate": f"{rate:.0f}/s", "workers": _workers(workers), "left": f"{human_time(left)} left", "failed": text}
+        self._progress.update(self._task, advance=points + failed, **told)
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' if count != 1 else ''}"
 
 
 def on_terminal() -> bool:

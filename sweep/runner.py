@@ -270,7 +270,7 @@ def _execute(store: Store, job: Job, chunks: list[Chunk], options: RunOptions, s
             results = drive(pool, iter(chunks), _stopper(stop, summary, options), lost_points(job), limits, forecast)
             for result in results:
                 _commit(store, result, summary, timings)
-                reporter.advance(result.done, result.failed, forecast.left(pool.slots))
+                reporter.advance(result.done, result.failed, forecast.left(pool.slots), pool.slots)
                 if options.verbose:
                     reporter.note(_line(result))
             orderly = True
