@@ -446,7 +446,7 @@ def test_an_exit_counts_only_if_kvm_counted_it_and_it_is_cheaper_than_a_fault(mo
 @pytest.mark.parametrize(
     ("script", "error", "words"),
     [
-        ("import sys; sys.exit('no such thing')", UnavailableError, "no such thing"),
+        ("sys.exit('no such thing')", UnavailableError, "no such thing"),
         ('print(\'{"unavailable": "no /dev/kvm"}\')', UnavailableError, "no /dev/kvm"),
         ("while True: pass", DiscardedRunError, "took more than"),
     ],
@@ -454,11 +454,13 @@ def test_an_exit_counts_only_if_kvm_counted_it_and_it_is_cheaper_than_a_fault(mo
 def test_a_process_that_fails_or_hangs_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error: type[Exception], words: str
 ) -> None:
-    (tmp_path / "script.py").write_text(script)
-    monkeypatch.setattr(small_process, "__file__", str(tmp_path / "small_process.py"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "script.py").write_text(f"import sys\ndef main():\n    {script}\n")
+    monkeypatch.setattr(small_process, "ROOT", tmp_path)
+    monkeypatch.setattr(small_process, "PACKAGE", "mine")
     monkeypatch.setattr(small_process, "SECONDS", 5.0 if error is UnavailableError else 0.2)
     with pytest.raises(error, match=words):
-        run_script("script.py")
+        run_script("script")
 
 
 def test_with_one_cpu_what_takes_threads_is_unavailable() -> None:

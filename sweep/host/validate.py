@@ -23,6 +23,7 @@ from sweep.host.settings import Settings, changed_settings
 from sweep.host.shrink import shrink
 from sweep.host.suite import host_suite, short_suite, suite
 from sweep.host.target import BootTarget, Layer, LiveTarget, Predict, Target, model_kernel
+from sweep.kvm import KVM
 from sweep.provenance import cpu_model, git_state, package_versions, thp_state
 from sweep.quantity import parse_size
 
@@ -182,10 +183,10 @@ def _live(layer: Layer, options: ValidateOptions, settings: Settings, predict_ca
     kernel, note = model_kernel(platform.release())
     mmu = "none"
     if layer == Layer.KVM:
-        if not kvm.KVM.exists():
+        if not KVM.exists():
             raise EnvironmentProblemError("no /dev/kvm on this machine")
         try:
-            kvm.KVM.open("r+b", buffering=0).close()
+            KVM.open("r+b", buffering=0).close()
         except OSError as error:
             raise EnvironmentProblemError(f"/dev/kvm is there, but: {error.strerror}; join group kvm, or run as root") from None
         mmu = kvm.mmu_of()

@@ -84,7 +84,7 @@ def measure(size: int) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     try:
         print(json.dumps(measure(int(sys.argv[1]))))
     except OSError as error:

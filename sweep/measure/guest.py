@@ -14,25 +14,32 @@ import sys
 import time
 from contextlib import suppress
 
+from sweep.kvm import (
+    DIRTY,
+    KVM,
+    KVM_SET_REGS,
+    LEAF,
+    NOWHERE,
+    PRESENT_RW_US_A,
+    REGISTERS,
+    Stats,
+    create_vcpu,
+    create_vm,
+    exit_fault,
+    runs,
+    set_slot,
+)
+
 PAGE, PMD_BYTES = 4096, 2 << 20
 EVERY = 8 * PAGE  # between loads: shadow paging maps up to eight neighbours with a page
 EXITS = 500
 MAX_SIGNALS = 1000
 POPULATE_WRITE = 23  # linux/mman.h
-
-# linux/kvm.h
-CREATE_VM, GET_VCPU_MMAP_SIZE, CREATE_VCPU, SET_TSS_ADDR, RUN, GET_STATS_FD = 0xAE01, 0xAE04, 0xAE41, 0xAE47, 0xAE80, 0xAECE
-GET_SUPPORTED_CPUID, SET_CPUID2 = 0xC008AE05, 0x4008AE90
-SET_USER_MEMORY_REGION, SET_REGS, GET_SREGS, SET_SREGS = 0x4020AE46, 0x4090AE82, 0x8138AE83, 0x4138AE84
-EXIT_MMIO = 6
-EXIT_REASON_AT, MMIO_ADDRESS_AT = 8, 32  # in struct kvm_run
-CPUID_ENTRIES, CPUID_ENTRY_BYTES = 256, 40
-SEGMENT, CONTROL_AT = struct.Struct("<QIH10B"), 224  # of struct kvm_sregs; the control registers' place in it
+COUNTED = ("exits", "pf_taken")
 
 # Guest-physical addresses; the guest's tables map them one to one.
-LOW, LOW_BYTES, TSS, DATA, NOWHERE = 0, 7 * PAGE, 0x3FF0_0000, 0x4000_0000, 0xD000_0000
+LOW, LOW_BYTES, DATA = 0, 7 * PAGE, 0x4000_0000
 PML4_AT, PDPT_AT, PD_AT = PAGE, 2 * PAGE, 3 * PAGE
-TABLE, LEAF = 0x27, 0xE7  # present, writable, user, accessed; and dirty, 2 MiB
 
 LOADS_AT, CPUIDS_AT = 0, 0x100
 LOADS = bytes.fromhex(
@@ -67,9 +74,9 @@ def own_tables() -> bytes:
     low = bytearray(LOW_BYTES)
     low[LOADS_AT : LOADS_AT + len(LOADS)] = LOADS
     low[CPUIDS_AT : CPUIDS_AT + len(CPUIDS)] = CPUIDS
-    struct.pack_into("<Q", low, PML4_AT, PDPT_AT | TABLE)
-    struct.pack_into("<4Q", low, PDPT_AT, *(PD_AT + i * PAGE | TABLE for i in range(4)))
-    struct.pack_into("<2048Q", low, PD_AT, *(i * PMD_BYTES | LEAF for i in range(2048)))
+    struct.pack_into("<Q", low, PML4_AT, PDPT_AT | PRESENT_RW_US_A)
+    struct.pack_into("<4Q", low, PDPT_AT, *(PD_AT + i * PAGE | PRESENT_RW_US_A for i in range(4)))
+    struct.pack_into("<2048Q", low, PD_AT, *(i * PMD_BYTES | PRESENT_RW_US_A | DIRTY | LEAF for i in range(2048)))
     return bytes(low)
 
 
@@ -80,8 +87,7 @@ def address_of(memory: mmap.mmap) -> int:
 def run_until_exit(vcpu: int) -> None:
     """KVM_RUN, again after a signal."""
     for _ in range(MAX_SIGNALS):
-        with suppress(InterruptedError):
-            fcntl.ioctl(vcpu, RUN, 0)
+        if runs(vcpu):
             return
     raise GuestError(f"the guest was interrupted {MAX_SIGNALS} times")
 
@@ -90,68 +96,35 @@ class Guest:
     """One VM with a vCPU, `size` bytes of 4K memory that the host has mapped, and KVM's counters."""
 
     def __init__(self, size: int) -> None:
-        kvm = os.open("/dev/kvm", os.O_RDWR)
-        self._vm = fcntl.ioctl(kvm, CREATE_VM, 0)
+        kvm = os.open(KVM, os.O_RDWR)
+        vm = create_vm(kvm)
         self._low, self._data = mmap.mmap(-1, LOW_BYTES), mmap.mmap(-1, size)
         self._low.write(own_tables())
         with suppress(OSError):  # a kernel without THP
             self._data.madvise(mmap.MADV_NOHUGEPAGE)
         self._data.madvise(POPULATE_WRITE)
-        with suppress(OSError):  # only Intel knows it
-            fcntl.ioctl(self._vm, SET_TSS_ADDR, TSS)
-        self._slot(0, LOW, self._low)
-        self._slot(1, DATA, self._data)
-        self._vcpu = fcntl.ioctl(self._vm, CREATE_VCPU, 0)
-        self._run = mmap.mmap(self._vcpu, fcntl.ioctl(kvm, GET_VCPU_MMAP_SIZE, 0))
-        cpuid = bytearray(struct.pack("<II", CPUID_ENTRIES, 0) + bytes(CPUID_ENTRIES * CPUID_ENTRY_BYTES))
-        fcntl.ioctl(kvm, GET_SUPPORTED_CPUID, cpuid)
-        fcntl.ioctl(self._vcpu, SET_CPUID2, cpuid)
-        self._set_mode()
-        self._stats = fcntl.ioctl(self._vcpu, GET_STATS_FD, 0)
-        self._places = self._counter_places()
+        for slot, gpa, memory in ((0, LOW, self._low), (1, DATA, self._data)):
+            set_slot(vm, slot, gpa, address_of(memory), len(memory))
+        self._vcpu, self._run = create_vcpu(kvm, vm, 0, PML4_AT)
+        self._stats = Stats(self._vcpu, COUNTED)
 
-    def _slot(self, number: int, address: int, memory: mmap.mmap) -> None:
-        region = struct.pack("<IIQQQ", number, 0, address, len(memory), address_of(memory))
-        fcntl.ioctl(self._vm, SET_USER_MEMORY_REGION, region)
-
-    def _set_mode(self) -> None:
-        """Long mode, CPL 3, paging on."""
-        state = bytearray(312)
-        fcntl.ioctl(self._vcpu, GET_SREGS, state)
-        # base, limit, selector; type, present, dpl, db, s, l, g, avl, unusable, padding
-        code = SEGMENT.pack(0, 0xFFFF_FFFF, 0x1B, 11, 1, 3, 0, 1, 1, 1, 0, 0, 0)
-        data = SEGMENT.pack(0, 0xFFFF_FFFF, 0x23, 3, 1, 3, 1, 1, 0, 1, 0, 0, 0)
-        state[: 6 * SEGMENT.size] = code + 5 * data
-        struct.pack_into("<QQQQQQ", state, CONTROL_AT, 0x8005_0033, 0, PML4_AT, 0x20, 0, 0x500)  # cr0, cr2, cr3, cr4, cr8, efer
-        fcntl.ioctl(self._vcpu, SET_SREGS, bytes(state))
-
-    def _counter_places(self) -> dict[str, int]:
-        """Where in the statistics file each counter lies (KVM_GET_STATS_FD)."""
-        _, name_bytes, count, _, first, data = struct.unpack("<6I", os.pread(self._stats, 24, 0))
-        places = {}
-        for i in range(count):
-            entry = os.pread(self._stats, 16 + name_bytes, first + i * (16 + name_bytes))
-            places[entry[16:].split(b"\0")[0].decode()] = data + struct.unpack_from("<I", entry, 8)[0]
-        return places
-
-    def _count(self, name: str) -> int:
-        return int(struct.unpack("<Q", os.pread(self._stats, 8, self._places[name]))[0]) if name in self._places else 0
+    def _count(self) -> dict[str, int]:
+        return dict.fromkeys(COUNTED, 0) | self._stats.read()
 
     def run(self, code: int, times: int) -> dict[str, int]:
         """One loop of the guest: ns of CPU time, exits and faults, those of the way out included."""
-        before = {name: self._count(name) for name in ("exits", "pf_taken")}
+        before = self._count()
         registers = [0] * 18  # rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8 ... r15, rip, rflags
         registers[3:6] = EVERY, DATA, NOWHERE
         registers[8], registers[16], registers[17] = times, code, 2
-        fcntl.ioctl(self._vcpu, SET_REGS, struct.pack("<18Q", *registers))
+        fcntl.ioctl(self._vcpu, KVM_SET_REGS, REGISTERS.pack(*registers))
         start = time.thread_time_ns()
         run_until_exit(self._vcpu)
         ns = time.thread_time_ns() - start
-        reason = struct.unpack_from("<I", self._run, EXIT_REASON_AT)[0]
-        address = struct.unpack_from("<Q", self._run, MMIO_ADDRESS_AT)[0]
-        if (reason, address) != (EXIT_MMIO, NOWHERE):
-            raise GuestError(f"the guest ended with exit reason {reason}")
-        return {"ns": ns, **{name: self._count(name) - old for name, old in before.items()}}
+        if fault := exit_fault(self._run):
+            raise GuestError(fault)
+        after = self._count()
+        return {"ns": ns, **{name: after[name] - before[name] for name in COUNTED}}
 
 
 def measure(size: int) -> dict[str, float]:
@@ -175,7 +148,7 @@ def measure(size: int) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     try:
         print(json.dumps(measure(int(sys.argv[1]))))
     except (OSError, GuestError) as error:

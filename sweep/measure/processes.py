@@ -16,7 +16,7 @@ Found = Mapping[Quantity, float]
 
 def forks(size: int) -> Found:
     """fork() of a small process with and without memory, and writes to what it shared."""
-    found = run_script("forking.py", size)
+    found = run_script("forking", size)
     for count in ("copies", "reuses"):
         own = int(found[count]) - size // PAGE
         if not 0 <= own <= OWN_FAULTS:
@@ -31,7 +31,7 @@ def forks(size: int) -> Found:
 
 def guest_faults(size: int) -> Found:
     """KVM's part of a fault, for a page that the host has mapped."""
-    found = run_script("guest.py", size)
+    found = run_script("guest", size)
     expect(int(found["faults"]), int(found["loads"]), "faults of the guest")
     expect(int(found["faults_again"]), 0, "faults of the guest on memory that it has mapped")
     return {Quantity.GUEST_FAULT: found["fault_ns"], Quantity.GUEST_TOUCH: found["touch_ns"]}
@@ -39,7 +39,7 @@ def guest_faults(size: int) -> Found:
 
 def guest_exits(size: int) -> Found:
     """An exit that KVM answers by itself."""
-    found = run_script("guest.py", size)
+    found = run_script("guest", size)
     if found["exits"] < found["exits_meant"]:
         raise UnavailableError("CPUID does not leave the guest here")
     if found["exit_ns"] >= found["fault_ns"]:

@@ -8,11 +8,14 @@ from pathlib import Path
 from sweep.measure.sampling import DiscardedRunError, UnavailableError
 
 SECONDS = 20.0  # more than any run takes
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "sweep.measure"
+START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from importlib import import_module; import_module(sys.argv.pop(1)).main()"
 
 
 def run_script(name: str, *arguments: int) -> dict[str, float]:
-    """What the script prints: figures by name. Raises UnavailableError, DiscardedRunError with what it says is wrong."""
-    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name(name)), *map(str, arguments)]
+    """What main() of that module prints: figures by name. Raises UnavailableError, DiscardedRunError with what it says is wrong."""
+    command = [sys.executable, "-I", "-S", "-c", START, str(ROOT), f"{PACKAGE}.{name}", *map(str, arguments)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
