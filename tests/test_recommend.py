@@ -201,6 +201,7 @@ def test_trace_says_guest_and_kernel(tmp_path: Path) -> None:
         (["--workload", "boot_ovmf", "--memory", "1KiB"], "--memory: 1KiB (1024 bytes): a multiple of 4KiB"),
         (["--workload", "boot_ovmf", "--kernel", "4.2"], "--kernel: "),
         (["--workload", "boot_ovmf", "--vcpus", "0"], "--vcpus: must be an integer from 1"),
+        (["--workload", "a\n[study]", "--study", "x.toml"], "--workload: String should match pattern"),
         (["--workload", "boot_ovmf", "--budget", "lots"], "--budget: 'lots' is no size"),
         (["--trace", "x", "--memory", "1GiB"], "--trace says memory and vCPUs itself"),
         (["--workload", "boot_ovmf", "--set", "vcpu=3"], "--set: vcpu=3: must be"),

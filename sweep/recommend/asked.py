@@ -82,15 +82,14 @@ def budget_of(options: RecommendOptions) -> int | None:
 
 def asked_point(options: RecommendOptions) -> Conditions:
     """The conditions that were given, checked. Raises UsageError that names the option."""
-    given = {"memory": options.memory, "vcpus": options.vcpus, "kernel": options.kernel}
+    given = {"memory": options.memory, "vcpus": options.vcpus, "kernel": options.kernel, "workload": options.workload}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     try:
         point = Point(**found)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"--{'.'.join(map(str, first['loc'][:1]))}: {first['msg'].removeprefix('Value error, ')}") from None
-    workload = {"workload": options.workload} if options.workload is not None else {}
-    return {name: getattr(point, name) for name in found} | workload
+    return {name: getattr(point, name) for name in found}
 
 
 def load(asked: Asked, folder: Path) -> Study:
