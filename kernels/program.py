@@ -52,13 +52,15 @@ def as_passed(given: Any) -> Passed:
 class Call:
     """A call of compiled code whose NamedTuples are known, so that they are looked at once; its whole numbers are given each time."""
 
-    def __init__(self, symbol: str, call: Callable[..., int], words: Sequence[Any]) -> None:
-        """`words`: as those of Passed; None where a number will be."""
+    def __init__(self, symbol: str, call: Callable[..., int], arguments: Sequence[Passed | None]) -> None:
+        """`arguments`: None where a number will be."""
         self.symbol, self.call = symbol, call
+        self.arguments = arguments  # addresses hold no array: this does
         self.result, self.failure = ctypes.c_int64(), ctypes.c_void_p()  # numba's convention: these two come first
-        self.numbers = [ctypes.c_int64() for word in words if word is None]
+        self.numbers = [ctypes.c_int64() for each in arguments if each is None]
         left = iter(self.numbers)
-        self.words = [ctypes.byref(self.result), ctypes.byref(self.failure), *[next(left) if word is None else word for word in words]]
+        given = [next(left) if each is None else each.words for each in arguments]
+        self.words = [ctypes.byref(self.result), ctypes.byref(self.failure), *given]
 
     def __call__(self, *numbers: int) -> int:
         """Raises OverflowError for a number of more than 64 bits."""
@@ -99,7 +101,7 @@ class Program:
                     self.kinds, self.loaded = kinds, self._load(kinds, [each.given if each else 0 for each in passed])
         if kinds != self.kinds:
             raise TypeError(f"{self.symbol}() was compiled for {self.kinds}, not for {kinds}")
-        return Call(self.symbol, self.loaded, [each and each.words for each in passed])
+        return Call(self.symbol, self.loaded, passed)
 
     def _in_python(self, given: Sequence[Any], *numbers: int) -> int:
         left = iter(numbers)

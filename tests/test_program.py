@@ -1,9 +1,11 @@
 """How compiled code is kept, trusted and called; that the same runs as plain Python."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +82,21 @@ def test_plain_python_does_the_same_and_counts_cells_from_the_front() -> None:
 def test_decorators_leave_plain_python_alone() -> None:
     program = "from kernels import fault, jit\nprint(fault.on_map.__code__.co_name, jit.shared(len) is len, jit.prefetch([], 7))"
     assert run(program, NUMBA_DISABLE_JIT="1") == "on_map True None\n"
+
+
+def test_a_bound_call_keeps_its_arrays() -> None:
+    """Compiled code knows addresses alone."""
+    given = Sum(np.arange(5), np.zeros(1, np.int64))
+    alive = weakref.ref(given.found)
+    call = Program(add_up).bind(given, None)
+    del given
+    gc.collect()
+    assert alive() is not None
+    call(1)
+    assert alive()[0] == 10  # type: ignore[index]
+    del call
+    gc.collect()
+    assert alive() is None
 
 
 def test_arrays_that_compiled_code_would_misread_are_refused() -> None:
