@@ -11,7 +11,7 @@ from kernels import Access, Order, Run, Touch, arena, simulate
 from kernels.loops import bind_run
 from kernels.results import Results
 from kernels.spec import Vm
-from kernels.state import Env, Machine
+from kernels.state import Env, Int64s, Machine
 from kernels.tasks import Loop, Task, Tasks
 
 GIB, TIB = 1 << 30, 1 << 40
@@ -35,7 +35,8 @@ class Guest:
     def __init__(self, **parameters: Any) -> None:
         self.calls: list[tuple[arena.Runs, int]] = []  # what runs each step, and the step's number
         self.first: list[Any] = []
-        self.env: Env  # of the last step
+        self.env: Env
+        self.stream: Int64s  # of the last step
         self.tasks: Tasks
         arena.bind_run = self._recording  # type: ignore[assignment]
         try:
@@ -53,7 +54,9 @@ class Guest:
                 self.first = [array.copy() if array.nbytes <= LARGE else None for array in m]
             self.calls += [(run, step) for step in range(first_step, end_step)]
             self.env, self.tasks, self.results = env, tasks, results
-            return run(point, end, first_step, end_step, clear)
+            done = run(point, end, first_step, end_step, clear)
+            self.stream = env.stream.copy()
+            return done
 
         return runs
 

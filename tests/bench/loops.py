@@ -60,7 +60,7 @@ class LoopInC:
 
     def seconds(self, guest: Guest) -> float:
         """The guest's last step, uniform and mixed over 4K pages whose regions have tables; self.seen says what happened."""
-        s = guest.env.stream
+        s = guest.stream
         self.seen[:] = 0
         first = int(guest.machine.vm[Vm.SHIFT] + (s[Stream.START_BYTES] >> PAGE_SHIFT))
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (guest.machine.pte, self.after, self.seen)]

@@ -138,8 +138,8 @@ def _checked(out: Path) -> None:
 
 def other_machines(bench: Bench) -> Iterator[Figure]:
     for name, grid, replicates, what in (
-        ("replicates", MACHINES.format(vcpus=51, chances=max(1, bench.points // 100_000)), 100, "100 replicates of each configuration"),
-        ("others", OTHERS.format(chances=max(1, bench.points // 5_000)), 1, "each point another number of vCPUs than the one before"),
+        ("replicates", MACHINES.format(vcpus=51, chances=max(1, bench.points // 10_000)), 100, "100 replicates of each configuration"),
+        ("others", OTHERS.format(chances=max(1, bench.points // 500)), 1, "each point another number of vCPUs than the one before"),
     ):
         ran = bench.run(bench.study(name, grid, replicates=replicates), "inline")
         text = f"{ran.points:,} points, inline, sealed; of it sealing {ran.seal_cpu_s / ran.points * 1e6:.1f} us"
@@ -225,8 +225,8 @@ def _cpu_of(pid: int) -> float:
 
 def efficiency(bench: Bench) -> Iterator[Figure]:
     for ms, touches, points, asked, aim in (
-        (1, 120_000, bench.points // 16, 0.95, 0.99),
-        (100, 12_000_000, bench.points // 1600, 0.97, 0.995),
+        (1, 375_000, bench.points // 32, 0.95, 0.99),
+        (100, 47_000_000, bench.points // 3200, 0.97, 0.995),
     ):
         studies = bench.working(f"work{ms}", touches, max(1, points // len(KERNELS))), bench.working(f"begun{ms}", 1, 4)
         inline, local = ([bench.run(study, executor) for study in studies] for executor in ("inline", "local"))
