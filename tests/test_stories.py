@@ -111,6 +111,16 @@ def test_a_dataset_that_only_has_the_name_is_reported_as_any_other(name: str, tm
     assert STORIES[name].told(worlds_of(dataset.points(), dataset.steps())) == ([], [], "")
 
 
+@pytest.mark.parametrize("name", [*SMALL, *OWN])
+def test_a_dataset_that_is_not_all_there_has_an_answer_or_none(worlds: Callable[[str], list[World]], name: str) -> None:
+    """Any part of the points: what lacks its counterpart is left out, and nothing is said of nothing."""
+    for every, first in [(2, 0), (2, 1), (3, 1), (5, 2), (7, 3), (50, 7)]:
+        part = [World(w.costs, w.replicate, w.points.sort_values("point_id").iloc[first::every], w.steps) for w in worlds(name)]
+        tables, _, answer = STORIES[name].told([world for world in part if len(world.points)])
+        assert "nan" not in answer.lower()
+        assert bool(tables) or answer == ""
+
+
 def test_the_report_has_the_story(tmp_path: Path) -> None:
     study = load_study(FILES["bloat"], ["memory=1GiB", "replicates=1", "kernel=6.12"])
     sweep.run(study, tmp_path / "data", sweep.RunOptions(executor="inline", quiet=True))

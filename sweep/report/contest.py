@@ -205,5 +205,5 @@ BACKINGS: Mapping[str, str] = {
     "anonymous_hugetlb_2mb": "hugetlb 2M",
     "anonymous_hugetlb_1gb": "hugetlb 1G",
     "private_memfd": "private memfd",
-    "shmem_thp": "shmem, THP",
+    "shmem_thp": "shmem THP",
 }

@@ -97,15 +97,16 @@ def _trade(cases: pd.DataFrame, time: pd.DataFrame) -> str:
     rows = written(cases)
     flip = flips(stretches(time[time["kernel"] == time["kernel"].iloc[0]], "touched"))
     parts = flip or (rows["touched"].min(), rows["touched"].max())
-    return " ".join(_at(pick(rows, touched=part)) for part in parts)
+    return " ".join(filter(None, (_at(pick(rows, touched=part)) for part in parts)))
 
 
 def _at(rows: pd.DataFrame) -> str:
-    size, part = human_size(rows["memory_bytes"].iloc[0]), one_of(rows["touched"].iloc[0])
     thp, small = (pick(rows, **side) for side in (HUGE, SMALL))
-    held, times = (
-        [ranged(here[name], word) for here in (thp, small)] for name, word in (("held_bytes", human_size), ("total_ns", duration))
-    )
+    if thp.empty or small.empty:
+        return ""
+    size, part = human_size(rows["memory_bytes"].iloc[0]), one_of(rows["touched"].iloc[0])
+    figures = (("held_bytes", human_size), ("total_ns", duration))
+    held, times = ([ranged(here[name], word) for here in (thp, small)] for name, word in figures)
     return (
         f"A guest that writes {part} of {size} makes the host hold {held[0]} with THP instead of {held[1]}, and takes {times[0]} for it "
         f"instead of {times[1]}."

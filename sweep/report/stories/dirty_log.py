@@ -94,9 +94,8 @@ def answer(worlds: Sequence[World]) -> str:
     if rows.empty or eager.empty:
         return ""
     part = min(rows["written"].unique(), key=lambda part: (abs(part - TYPICAL), part))
-    return " ".join(
-        [_round(pick(rows, written=part)), _share(rows), _eager(pick(huge(default(cases)), written=part)), _after(pick(rows, written=part))]
-    )
+    typical = pick(rows, written=part)
+    return " ".join(filter(None, [_round(typical), _share(rows), _eager(pick(huge(default(cases)), written=part)), _after(typical)]))
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -123,11 +122,14 @@ def _share(rows: pd.DataFrame) -> str:
     """How a round grows with what it writes."""
     ends = [pick(rows, pml=False, written=end) for end in (rows["written"].min(), rows["written"].max())]
     words = [f"{ranged(here['round_ns'], duration)} with {one_of(here['written'].iloc[0])} written" for here in ends if len(here)]
-    return f"Under write protection it grows from {' to '.join(words)}."
+    return f"Under write protection it grows from {' to '.join(words)}." if len(words) == 2 else ""
 
 
 def _eager(rows: pd.DataFrame) -> str:
     """What splitting beforehand costs the VMM, and spares the guest in its first round."""
+    rows = rows.groupby("pml", sort=False).filter(lambda here: here["eager_page_split"].nunique() == 2)
+    if rows.empty:
+        return ""
     eager = pick(rows, eager_page_split=True)
 
     def spared(here: pd.DataFrame) -> str:

@@ -48,7 +48,8 @@ def described(world: World) -> pd.DataFrame:
 
 
 def mainline(cases: pd.DataFrame) -> pd.DataFrame:
-    return pick(cases, policy="mainline")
+    """The kernels as they are; the one that stands beside the proposals is left to these."""
+    return pick(cases[cases["kernel"] != PROPOSALS], policy="mainline")
 
 
 def spread(cases: pd.DataFrame) -> pd.DataFrame:
@@ -60,9 +61,7 @@ def tables(worlds: Sequence[World]) -> list[ReportTable]:
     contests = [(contest, contest.outcomes(spread(cases))) for contest in (CHILD, HUGETLB, AFTER)]
     if any(outcomes.empty for _, outcomes in contests):
         return []
-    wholes = mainline(default(cases))
-    wholes = wholes[wholes["kernel"] != PROPOSALS]
-    main = figure_table("A snapshot by fork, by memory and by what is written meanwhile", wholes, HEADS, FIGURES)
+    main = figure_table("A snapshot by fork, by memory and by what is written meanwhile", mainline(default(cases)), HEADS, FIGURES)
     titles = (
         "THP against 4K: writes beside the child",
         "hugetlb against 4K: writes beside the child",
@@ -79,12 +78,11 @@ def tables(worlds: Sequence[World]) -> list[ReportTable]:
 
 def answer(worlds: Sequence[World]) -> str:
     cases = mainline(default(cases_of(worlds)))
-    cases = cases[cases["kernel"] != PROPOSALS]
     packed = pick(cases, where="packed")
-    if packed.empty:
+    rows = spread(cases)[spread(cases)["written"].isin(packed["written"])]  # what is written both in one piece and spread
+    if rows.empty:
         return ""
-    part = float(packed["written"].iloc[0])  # written both in one piece and spread
-    rows = pick(spread(cases), written=part)
+    part = float(rows["written"].iloc[0])
     size = human_size(rows["memory_bytes"].iloc[0])
     plain, beside, fork = (
         alike(by(rows, "backing", partial(_told, column)), "{1} with {0}") for column in ("before_ns", "child_ns", "fork_ns")
@@ -104,7 +102,7 @@ def _memory_held(rows: pd.DataFrame, packed: pd.DataFrame) -> str:
     here, there = (by(part, "backing", lambda here: ranged(here["more_bytes"], human_size)) for part in (rows, packed))
     together = dict(there)
     texts = [
-        (name, f"{more} more" if more == together.get(name) else f"{more} more ({together[name]} where the pages lie together)")
+        (name, f"{more} more" if more == together.get(name, more) else f"{more} more ({together[name]} where the pages lie together)")
         for name, more in here
     ]
     return f"Both then hold {alike(texts, '{1} with {0}')}."
