@@ -127,7 +127,7 @@ def test_the_report_has_the_story(tmp_path: Path) -> None:
     report = build_report(tmp_path / "data")
     text = report.as_text()
     assert report.answer in text
-    assert "CLAIM   where one page in 64 is written, THP cost memory and time alike" in text
+    assert "CLAIM   where one page in 64 is written, THP costs more memory and more time" in text
     assert "Memory held and time" in text
 
 

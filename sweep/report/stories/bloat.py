@@ -183,7 +183,7 @@ def _khugepaged_condition(world: World) -> str:
 CLAIMS = (
     own_claim(
         NAME,
-        "where one page in 64 is written, THP cost memory and time alike",
+        "where one page in 64 is written, THP costs more memory and more time",
         "THP and 4K, write_1_of_64; all kernels",
         "how much less time THP takes",
         measure=_time_gain,
