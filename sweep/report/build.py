@@ -1,16 +1,13 @@
 """Building a report: what is gathered from a dataset, the text for the terminal, the page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sweep.dataset.files import publish
 from sweep.dataset.read import Dataset, connection
-from sweep.report import thread
-from sweep.report.claims import Claim, Judged, World, judge, worlds_of
+from sweep.report.claims import Judged, worlds_of
 from sweep.report.facts import Facts, gather
 from sweep.report.observed import figures_table, observed_table
 from sweep.report.origin import provenance
@@ -19,20 +16,8 @@ from sweep.report.replayed import trace_tables
 from sweep.report.sections import Material, drawn, spread
 from sweep.report.sensitivity import sensitivity
 from sweep.report.standings import answer, details, standings
+from sweep.report.stories import STORIES
 from sweep.report.tables import PRINTED_ROWS, SAMPLED_POINTS, ReportTable, general_table
-
-
-@dataclass(frozen=True)
-class Story:
-    """A study with tables, claims and an answer of its own."""
-
-    tables: Callable[[pd.DataFrame], Sequence[ReportTable]]
-    switches: Callable[[World], ReportTable]
-    claims: Sequence[Claim]
-    answer: Callable[[Sequence[World]], str]
-
-
-STORIES: Mapping[str, Story] = {"thread": Story(thread.main_tables, thread.switch_table, thread.CLAIMS, thread.answer)}
 
 
 @dataclass(frozen=True)
@@ -123,13 +108,7 @@ def build_report(place: Path | str) -> Report:
 def _story(dataset: Dataset, facts: Facts) -> tuple[list[ReportTable], list[Judged], str]:
     """(tables, claims, answer) of a study that has its own and the points for it."""
     story = STORIES.get(facts.study.name)
-    points = dataset.points() if story else pd.DataFrame()
-    tables = list(story.tables(points)) if story else []
-    if not story or not tables:
-        return [], [], ""
-    worlds = worlds_of(points, dataset.steps())
-    claims = [judged for claim in story.claims if (judged := judge(claim, worlds)) is not None]
-    return [*tables, story.switches(worlds[0])], claims, story.answer(worlds)
+    return story.told(worlds_of(dataset.points(), dataset.steps())) if story else ([], [], "")
 
 
 def _observed(facts: Facts) -> list[ReportTable]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from sweep.report import overcommit
 from sweep.report.claims import Claim, World
+from sweep.report.story import Story
 from sweep.report.tables import ReportTable, means, pick, shown
 
 VCPUS = 8
@@ -416,3 +417,12 @@ def answer(worlds: Sequence[World]) -> str:
     first, *rest = (f"{name} {'' if place else 'saves '}{ratio:.1f} times" for place, (name, ratio) in enumerate(ratios.items()))
     word = "Hardly" if share < MEANINGFUL else "Yes"
     return f"{word}: patch 2 saves {saved_exits(world):,.0f} exits and {share:.2%} of the guest's time. {first} as much, {', '.join(rest)}."
+
+
+def tables(worlds: Sequence[World]) -> list[ReportTable]:
+    """The main tables and the switches; none without the boots."""
+    found = main_tables(pd.concat([world.points for world in worlds]))
+    return [*found, switch_table(worlds[0])] if found else []
+
+
+STORY = Story(tables, answer, CLAIMS)
