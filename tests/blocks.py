@@ -2,9 +2,10 @@
 
     <!-- file: mine.toml -->        it becomes that file
     <!-- not run: needs root -->    it is left alone, for this reason
+    <!-- printed -->                its lines are among those that the command before it has printed
 
 Blocks of a page run in order and in one folder, as a reader would have them run: `sh` by bash (`faultsweep` is this checkout), `python` in
-one namespace. A `toml` block without a name is a study, and must be one. `text` is what something prints, and is not run.
+one namespace. A `toml` block without a name is a study, and must be one. Other `text` is a format or an example, and is not run.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from sweep.study import load_study
 
 ROOT = config_root().parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "results" / "README.md"]
-MARKER = re.compile(r"<!-- (not run|file): (\S.*?) -->\s*")
+MARKER = re.compile(r"<!-- (?:(not run|file): (\S.*?)|(printed)) -->\s*")
 COMMAND = re.compile(r"^\s*(\$ |faultsweep |make |pip |python )", re.M)
 SECONDS = 600  # what hangs ends
 
@@ -38,7 +39,7 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
-    marker: str = ""  # 'not run' or 'file'
+    marker: str = ""  # 'not run', 'file' or 'printed'
     said: str = ""  # the reason, or the file's name
 
     @property
@@ -54,7 +55,8 @@ def blocks_of(text: str, page: str) -> Iterator[Block]:
             near = before is not None and before.type == "html_block" and before.map and before.map[1] == token.map[0]
             said = MARKER.fullmatch(before.content) if near and before else None
             language = token.info.split()[0] if token.info.strip() else ""
-            yield Block(page, token.map[0] + 1, language, token.content, *(said.groups() if said else ()))
+            marker, about = (said[1] or said[3], said[2] or "") if said else ("", "")
+            yield Block(page, token.map[0] + 1, language, token.content, marker, about)
         before = token
 
 
@@ -64,6 +66,8 @@ def fault_of(block: Block) -> str:
         return ""
     if block.marker == "file":
         return "" if re.fullmatch(r"[a-z0-9_-]+\.[a-z]+", block.said) else f"{block.place}: {block.said!r} is no plain file name"
+    if block.marker == "printed":
+        return "" if block.language == "text" else f"{block.place}: what is printed is text"
     if block.language == "text":
         return f"{block.place}: a command in a block of text" if COMMAND.search(block.text) else ""
     if block.language not in RUN:
@@ -77,6 +81,7 @@ class Session:
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder = folder
         self.names: dict[str, Any] = {"__name__": "__main__"}
+        self.printed = ""  # by the last command
         for part in ("configs", "examples", "results/published"):
             shutil.copytree(ROOT / part, folder / part)
         programs.mkdir()
@@ -90,11 +95,19 @@ class Session:
         try:
             if block.marker == "file":
                 (self.folder / block.said).write_text(block.text)
+            elif block.marker == "printed":
+                missing = set(_lines(block.text)) - set(_lines(self.printed))
+                assert not missing, f"{block.place}: not printed: {missing}\n{self.printed}"
             elif block.marker != "not run" and block.language in RUN:
                 RUN[block.language](self, block)
         except Exception as error:
             error.add_note(f"in the block at {block.place}")
             raise
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without the space that aligns columns."""
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
 def _sh(session: Session, block: Block) -> None:
@@ -106,6 +119,7 @@ def _sh(session: Session, block: Block) -> None:
         except BaseException:
             os.killpg(running.pid, signal.SIGKILL)  # what it has started as well
             raise
+    session.printed = out
     assert running.returncode == 0, f"{block.place}: status {running.returncode}\n{out[-2000:]}\n{err[-2000:]}"
 
 
