@@ -1,7 +1,9 @@
 """Documents that are generated are up to date; what the README shows can be run; nothing of this project names a machine."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,17 @@ def test_model_page_names_every_behaviour() -> None:
     assert not [b.name for b in Behaviour if f"`{b.name}`" not in text]
 
 
+def test_the_site_builds_and_loads_nothing_from_anywhere(tmp_path: Path) -> None:
+    """--strict: each page stands in the navigation, each link and anchor leads somewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(list((ROOT / "docs").rglob("*.md")))  # and a page for what is not found
+    for page in pages:
+        assert not re.findall(r"""(?:src=|<link[^>]*href=|url\()["']?(?:https?:)?//[^"' >]*""", page.read_text()), page
+
+
 def test_comparison_page_has_every_way_and_what_it_gives() -> None:
     """Its figures are of one machine; all else is what the benchmark would write."""
     text = (ROOT / "docs" / "compare.md").read_text()
@@ -55,14 +68,6 @@ def test_readme_is_short_and_its_commands_exist() -> None:
     assert len(text.splitlines()) <= 150
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
-
-
-def test_python_blocks_of_the_readme_run() -> None:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
 
 
 def test_nothing_names_a_machine_or_a_package_index() -> None:
