@@ -436,7 +436,9 @@ def validate(
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="study, workload or costs")] = "study") -> None:
+def schema(
+    kind: Annotated[str, typer.Argument(help="study, workload or costs", autocompletion=_words("study", "workload", "costs"))] = "study",
+) -> None:
     """Print the JSON Schema of study files (shared workloads, cost files), for editors. Example: faultsweep schema > study.schema.json"""
     from sweep.file_schemas import schema_of
 
