@@ -15,6 +15,7 @@ def test_every_block_is_run_or_says_why_not(page: str) -> None:
     assert not [fault for block in BLOCKS[page] if (fault := fault_of(block))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", LIVE)
 def test_the_blocks_of_a_page_run(page: str, tmp_path: Path) -> None:
     session = Session(tmp_path / "reader", tmp_path / "programs")

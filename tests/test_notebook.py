@@ -17,6 +17,7 @@ NOTEBOOK = nbformat.read(EXAMPLES / "look.ipynb", as_version=4)
 NO_PROXY = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}  # whoever asks for something gets nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True], ids=["published", "small"])
 def test_the_notebook_draws_two_figures(given: bool, study_file: Path, tmp_path: Path) -> None:
     environment = os.environ | NO_PROXY
