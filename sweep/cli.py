@@ -436,6 +436,16 @@ def validate(
 
 
 @app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="study, workload or costs", autocompletion=_words("study", "workload", "costs"))] = "study",
+) -> None:
+    """Print the JSON Schema of study files (shared workloads, cost files), for editors. Example: faultsweep schema > study.schema.json"""
+    from sweep.file_schemas import schema_of
+
+    _print_json(schema_of(kind))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """What works here: packages, compile cache, Ray, KVM, THP state, disk. Example: faultsweep doctor"""
     from sweep.doctor import examine

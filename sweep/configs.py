@@ -18,6 +18,8 @@ from sweep.files import nearest, pydantic_fault, read_toml
 from sweep.locate import Location, Source, where_is
 from sweep.steps import STEP, STEP_CAME_LATER, STEP_CLASSES
 
+WORKLOAD_KEYS = ("steps", "about")
+MAX_STEPS = 10_000
 COST_NAMES = {cost.name.lower(): cost for cost in Cost}
 
 
@@ -200,14 +202,14 @@ def parse_workload(name: str, table: Any, sources: Sequence[Source], location: L
     if not isinstance(table, dict):
         return None, [Fault(where, label, "must be a table with steps")]
     faults = [
-        Fault(where_is(sources, (*location, key)), f"{label}.{key}".lstrip("."), f"unknown key; {nearest(key, ('steps', 'about'))}")
-        for key in set(table) - {"steps", "about"}
+        Fault(where_is(sources, (*location, key)), f"{label}.{key}".lstrip("."), f"unknown key; {nearest(key, WORKLOAD_KEYS)}")
+        for key in set(table) - set(WORKLOAD_KEYS)
     ]
     steps = table.get("steps")
-    if not isinstance(steps, list) or not steps or len(steps) > 10_000:
+    if not isinstance(steps, list) or not steps or len(steps) > MAX_STEPS:
         return None, [
             *faults,
-            Fault(where_is(sources, (*location, "steps")), f"{label}.steps".lstrip("."), "must be a list of 1 to 10,000 steps"),
+            Fault(where_is(sources, (*location, "steps")), f"{label}.steps".lstrip("."), f"must be a list of 1 to {MAX_STEPS:,} steps"),
         ]
     specs = []
     for number, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""The parameters of a point, once: type, default, allowed values, meaning. Parser, columns, help and checks follow from here.
+"""The parameters of a point, once: type, default, allowed values, meaning. Parser, columns, help, checks and JSON Schema follow from here.
 
 Names are those of the contract; sizes are bytes inside the program and written with a unit in files.
 """
@@ -9,12 +9,21 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from kernels.checks import smt_fault
-from kernels.policy import Behaviour, PolicyError, UnknownKernelError, behaviours, parse_kernel
+from kernels.policy import LAST_MINOR, OLDEST, Behaviour, PolicyError, UnknownKernelError, Version, behaviours, parse_kernel
 from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, MAX_SMT, PAGE_BYTES, PMD_BYTES, PUD_BYTES, Prealloc
-from sweep.quantity import format_size, parse_size
+from sweep.quantity import SIZE_PATTERN, format_size, parse_size
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
-Size = Annotated[int, BeforeValidator(lambda v: v if type(v) is int and v == 0 else parse_size(v))]
+# What a file holds, for its JSON Schema, where a validator of ours reads it before pydantic does.
+SizeText = Annotated[str, Field(pattern=SIZE_PATTERN)] | Literal[0]
+Chance = Annotated[float, Field(ge=0, le=1)]
+CountText = Annotated[int, Field(ge=1, le=KVM_MAX_VCPUS)]
+KERNELS: tuple[str, ...] = tuple(
+    str(version) for major, last in LAST_MINOR.items() for minor in range(last + 1) if (version := Version(major, minor)) >= OLDEST
+)
+KernelText = Annotated[str, Field(json_schema_extra={"enum": list(KERNELS)})]
+
+Size = Annotated[int, BeforeValidator(lambda v: v if type(v) is int and v == 0 else parse_size(v), json_schema_input_type=SizeText)]
 
 
 def _page_multiple(size: int) -> int:
@@ -50,6 +59,12 @@ def _guest_page(size: int) -> int:
     return size
 
 
+GuestPage = Annotated[Size, AfterValidator(_guest_page)]
+
+
+Fraction = Annotated[float, BeforeValidator(_number, json_schema_input_type=Chance), AfterValidator(_chance)]
+
+
 class _Daemon(BaseModel):
     """Settings of a daemon of the host; the fields are those of /sys/kernel/mm."""
 
@@ -59,17 +74,17 @@ class _Daemon(BaseModel):
 class KhugepagedSettings(_Daemon):
     """/sys/kernel/mm/transparent_hugepage/khugepaged."""
 
-    pages_to_scan: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 4096
-    scan_sleep_ms: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 10_000
-    max_ptes_none: Annotated[int, Field(strict=True, ge=0, le=511)] = 511
+    pages_to_scan: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = Field(4096, description="pages looked at before it sleeps")
+    scan_sleep_ms: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = Field(10_000, description="virtual ms that it sleeps")
+    max_ptes_none: Annotated[int, Field(strict=True, ge=0, le=511)] = Field(511, description="absent pages of 512 that a collapse may fill")
 
 
 class KsmSettings(_Daemon):
     """/sys/kernel/mm/ksm, and the fraction of the pages that have a twin."""
 
-    pages_to_scan: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 100
-    sleep_ms: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 20
-    fraction: Annotated[float, BeforeValidator(_number), AfterValidator(_chance)] = 1.0
+    pages_to_scan: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = Field(100, description="pages looked at before it sleeps")
+    sleep_ms: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = Field(20, description="virtual ms that it sleeps")
+    fraction: Fraction = Field(1.0, description="fraction of the pages that have a twin")
 
 
 def _table_or_false(value: object) -> object:
@@ -95,8 +110,10 @@ def _adapter(kind: type[_Daemon]) -> TypeAdapter[Any]:
 DAEMON_ADAPTERS: Mapping[str, TypeAdapter[Any]] = {name: _adapter(kind) for name, kind in DAEMONS.items()}
 
 
-Khugepaged = Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["khugepaged"].validate_python)]
-Ksm = Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python)]
+Khugepaged = Annotated[
+    Any, BeforeValidator(DAEMON_ADAPTERS["khugepaged"].validate_python, json_schema_input_type=Literal[False] | KhugepagedSettings)
+]
+Ksm = Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python, json_schema_input_type=Literal[False] | KsmSettings)]
 Memory = Annotated[Size, AfterValidator(_page_multiple)]
 
 
@@ -106,7 +123,7 @@ def _count(value: object) -> int:
     return value
 
 
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(_count, json_schema_input_type=CountText)]
 
 
 def _kernel(value: object) -> str:
@@ -125,7 +142,9 @@ class Point(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kernel: Annotated[str, BeforeValidator(_kernel)] = Field("6.12", description="host kernel, a mainline version")
+    kernel: Annotated[str, BeforeValidator(_kernel, json_schema_input_type=KernelText)] = Field(
+        "6.12", description="host kernel, a mainline version"
+    )
     policy: Literal["mainline", "change_pte_prefetch", "no_change_pte", "always_writable", "huge_zero_thp", "huge_zero_split"] = Field(
         "mainline", description="a proposal on top of that kernel"
     )
@@ -146,18 +165,12 @@ class Point(BaseModel):
     ] = Field("anonymous", description="memory behind the slot, names of the KVM selftests")
     thp_enabled: Literal["always", "madvise", "never"] = Field("madvise", description="transparent_hugepage/enabled of the host")
     use_zero_page: Annotated[bool, Field(strict=True)] = Field(True, description="the huge zero page; the 4K one is not affected")
-    thp_failure: Annotated[float, BeforeValidator(_number), AfterValidator(_chance)] = Field(
-        0.0, description="chance that a 2M allocation fails"
-    )
+    thp_failure: Fraction = Field(0.0, description="chance that a 2M allocation fails")
     offset: Annotated[Size, AfterValidator(_shift)] = Field(0, description="host minus guest address, modulo 1GiB")
-    guest_page: Annotated[Size, AfterValidator(_guest_page)] = Field(
-        PMD_BYTES, description="page size of the guest's tables; matters with mmu = shadow"
-    )
+    guest_page: GuestPage = Field(PMD_BYTES, description="page size of the guest's tables; matters with mmu = shadow")
     nx_huge_pages: Annotated[bool, Field(strict=True)] = Field(False, description="iTLB multihit mitigation")
     eager_page_split: Annotated[bool, Field(strict=True)] = Field(True, description="TDP MMU: huge SPTEs are split when logging begins")
-    khugepaged: Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["khugepaged"].validate_python)] = Field(
-        False, description="khugepaged: false, or its settings"
-    )
+    khugepaged: Khugepaged = Field(False, description="khugepaged: false, or its settings")
     prealloc: Literal["none", "populate", "pre_fault", "populate+pre_fault"] = Field(
         "none", description="what the VMM does before the guest starts"
     )
@@ -166,9 +179,7 @@ class Point(BaseModel):
     costs: Annotated[str, Field(min_length=1, max_length=200)] = Field("default", description="cost file, or NAME@parameter=low|high")
     cores: Count | None = Field(None, description="host cores that the vCPU threads share; as many as vcpus if not given")
     pml: Annotated[bool, Field(strict=True)] = Field(False, description="dirty logging by page-modification log (Intel)")
-    ksm: Annotated[Any, BeforeValidator(DAEMON_ADAPTERS["ksm"].validate_python)] = Field(
-        False, description="KSM's daemon: false, or its settings"
-    )
+    ksm: Ksm = Field(False, description="KSM's daemon: false, or its settings")
     smt: Annotated[int, Field(strict=True, ge=1, le=MAX_SMT)] = Field(1, description="hardware threads of a core; 2 needs cores")
 
     @model_validator(mode="after")

@@ -9,7 +9,9 @@ UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "TiB": 1 << 40,
 }
 BINARY_UNITS = {name: size for name, size in UNITS.items() if name.endswith("iB")}
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?)\s?([A-Za-z]+)")
+_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,6})?"
+_SIZE = re.compile(rf"({_NUMBER})\s?([A-Za-z]+)")
+SIZE_PATTERN = rf"^(?:0|{_NUMBER} ?(?:{'|'.join(UNITS)}))$"  # what parse_size() takes, for JSON Schema
 
 
 def parse_size(text: object) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter, model_validator
 
 from kernels import steps as model
 from kernels.checks import MAX_IDLE_NS, StepChecks
@@ -38,8 +38,16 @@ def _span(size: int) -> int:
     return size
 
 
+def _some(size: int) -> int:
+    if size < 1:
+        raise ValueError("at least 1 byte is needed")
+    return size
+
+
 Span = Annotated[Size, AfterValidator(_span), PlainSerializer(lambda size: f"{size}B", when_used="json")]
+SomeSpan = Annotated[Span, AfterValidator(_some)]
 Part = Annotated[float, Field(ge=0, le=1)]
+Threads = Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)]
 
 
 class _Step(BaseModel):
@@ -47,32 +55,31 @@ class _Step(BaseModel):
 
 
 class TouchStep(_Step):
-    """Guest accesses. `vcpus` and `window` are ours: how many vCPUs take part; pages read before they are written (pairs)."""
+    """Guest accesses; all vCPUs that take part run at once."""
 
     op: Literal["touch"]
-    access: Literal["write", "read", "pairs", "mixed", "exec"] = "write"
-    write_percent: Annotated[float, Field(ge=0, le=100)] = 100.0
-    order: Literal["sequential", "random", "strided", "zipf"] = "sequential"
-    stride: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = 1
-    theta: Annotated[float, Field(ge=0, le=8)] = 0.99
-    range: tuple[Part, Part] = (0.0, 1.0)
-    every: Span = 4096
-    at: Span = 0
-    read_first: Part = 0.0
-    touches: Annotated[int, Field(strict=True, ge=0, le=MAX_TOUCHES)] | None = None
-    repeat: Annotated[bool, Field(strict=True)] = False
-    spread: Literal["slices", "all"] = "slices"
-    vcpus: Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)] | None = None
-    window: Annotated[int, Field(strict=True, ge=1, le=1 << 20)] = 1
-    think_ns: Annotated[int, Field(strict=True, ge=0, le=10**12)] = 0
-    skip_hits: Annotated[bool, Field(strict=True)] = False
-
-    @field_validator("every")
-    @classmethod
-    def _every(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError("at least 1 byte is needed")
-        return value
+    access: Literal["write", "read", "pairs", "mixed", "exec"] = Field(
+        "write", description="pairs: a page is read, then written; mixed: write_percent of them write; exec: instruction fetches"
+    )
+    write_percent: Annotated[float, Field(ge=0, le=100)] = Field(100.0, description="percent of the accesses that write (mixed)")
+    order: Literal["sequential", "random", "strided", "zipf"] = Field("sequential", description="in which units are touched")
+    stride: Annotated[int, Field(strict=True, ge=1, le=1 << 32)] = Field(1, description="units from one access to the next (strided)")
+    theta: Annotated[float, Field(ge=0, le=8)] = Field(0.99, description="exponent of the Zipf distribution (zipf)")
+    range: tuple[Part, Part] = Field((0.0, 1.0), description="part of memory: start and end, 0 ... 1")
+    every: SomeSpan = Field(4096, description="bytes of a unit, which is touched once")
+    at: Span = Field(0, description="where in the unit: bytes from its start")
+    read_first: Part = Field(0.0, description="chance that a unit is read just before it is written")
+    touches: Annotated[int, Field(strict=True, ge=0, le=MAX_TOUCHES)] | None = Field(
+        None, description="accesses of all vCPUs together; default: one per unit"
+    )
+    repeat: Annotated[bool, Field(strict=True)] = Field(False, description="units may be drawn again (random, mixed)")
+    spread: Literal["slices", "all"] = Field("slices", description="slices: each vCPU has its own part; all: every vCPU has the range")
+    vcpus: Threads | None = Field(None, description="how many vCPUs take part; default: all")
+    window: Annotated[int, Field(strict=True, ge=1, le=1 << 20)] = Field(1, description="pages read before the same are written (pairs)")
+    think_ns: Annotated[int, Field(strict=True, ge=0, le=10**12)] = Field(0, description="virtual ns of other work before each access")
+    skip_hits: Annotated[bool, Field(strict=True)] = Field(
+        False, description="one vCPU, zipf or repeated random: hits are counted, not made, so that only faults take time to simulate"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "TouchStep":
@@ -90,19 +97,25 @@ class TouchStep(_Step):
 
 
 class TouchListStep(_Step):
-    """Exactly the accesses of a Parquet or CSV file with columns vcpu, gfn, write."""
+    """Exactly the accesses of a file, in its order for each vCPU."""
 
     op: Literal["touch_list"]
-    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    path: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
+        description="Parquet or CSV file with the columns vcpu, gfn (page of the slot), write; relative to this file"
+    )
 
 
 class PopulateStep(_Step):
+    """The VMM populates the slot: MADV_POPULATE_WRITE or MADV_POPULATE_READ."""
+
     op: Literal["populate"]
-    access: Literal["write", "read"] = "write"
-    threads: Annotated[int, Field(strict=True, ge=1, le=KVM_MAX_VCPUS)] = 1
+    access: Literal["write", "read"] = Field("write", description="which of the two")
+    threads: Threads = Field(1, description="VMM threads that share the work")
 
 
 class PreFaultStep(_Step):
+    """KVM_PRE_FAULT_MEMORY over the slot."""
+
     op: Literal["pre_fault"]
 
 
@@ -110,13 +123,13 @@ class VmmCowStep(_Step):
     """The VMM writes copy-on-write pages of its own, in no memslot."""
 
     op: Literal["vmm_cow"]
-    pages: Annotated[int, Field(strict=True, ge=0, le=1 << 32)] = 1
+    pages: Annotated[int, Field(strict=True, ge=0, le=1 << 32)] = Field(1, description="how many pages of 4 KiB")
 
 
 class _PartStep(_Step):
     """A step over a part of memory."""
 
-    range: tuple[Part, Part] = (0.0, 1.0)
+    range: tuple[Part, Part] = Field((0.0, 1.0), description="part of memory: start and end, 0 ... 1")
 
     @model_validator(mode="after")
     def _ordered(self) -> "_PartStep":
@@ -129,30 +142,36 @@ class HostTouchStep(_PartStep):
     """The VMM touches the memory itself."""
 
     op: Literal["host_touch"]
-    access: Literal["write", "read"] = "write"
-    every: Annotated[Span, Field(ge=1)] = 4096
+    access: Literal["write", "read"] = Field("write", description="what it does")
+    every: SomeSpan = Field(4096, description="bytes from one access to the next")
 
 
 class ForkStep(_Step):
+    """The VMM forks; the child touches nothing. One child at a time."""
+
     op: Literal["fork"]
 
 
 class ChildExitStep(_Step):
+    """The child of the fork before ends."""
+
     op: Literal["child_exit"]
 
 
 class DirtyLogStep(_Step):
+    """Dirty logging of the slot."""
+
     op: Literal["dirty_log"]
-    state: Literal["on", "off", "get"] = "on"
+    state: Literal["on", "off", "get"] = Field("on", description="get: harvest the log, while it is on")
 
 
 class DontNeedStep(_PartStep):
-    """MADV_DONTNEED over the part, or `size` bytes at `at` in every `every` bytes of it. `at` is ours."""
+    """MADV_DONTNEED: one call over the part, or with `every` one call of `size` bytes in each so many bytes of it."""
 
     op: Literal["dontneed"]
-    every: Annotated[Span, Field(ge=1)] | None = None
-    at: Span = 0
-    size: Annotated[Span, Field(ge=1)] = 4096
+    every: SomeSpan | None = Field(None, description="bytes from one call to the next")
+    at: Span = Field(0, description="where in them a call begins, in bytes")
+    size: SomeSpan = Field(4096, description="bytes of a call")
 
     @model_validator(mode="after")
     def _needs_every(self) -> "DontNeedStep":
@@ -162,17 +181,23 @@ class DontNeedStep(_PartStep):
 
 
 class CollapseStep(_PartStep):
+    """MADV_COLLAPSE over the part."""
+
     op: Literal["collapse"]
 
 
 class KsmMergeStep(_Step):
+    """Pages become KSM pages."""
+
     op: Literal["ksm_merge"]
-    fraction: Part = 1.0
+    fraction: Part = Field(1.0, description="fraction of the slot's pages, evenly spread")
 
 
 class IdleStep(_Step):
+    """Nothing is done for a while; daemons go on."""
+
     op: Literal["idle"]
-    ns: Annotated[int, Field(strict=True, ge=0, le=MAX_IDLE_NS)] = 0
+    ns: Annotated[int, Field(strict=True, ge=0, le=MAX_IDLE_NS)] = Field(0, description="virtual ns")
 
 
 STEP_CLASSES: dict[str, type[_Step]] = {

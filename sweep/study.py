@@ -20,6 +20,10 @@ from sweep.steps import check_steps
 from sweep.where import Where, WhereError
 
 MAX_REPLICATES = 10_000
+MAX_SEED = (1 << 64) - 1
+MAX_TITLE = 500  # characters
+MAX_BUDGET_CPU_HOURS = 1e9
+MAX_PATH = 1000  # characters
 MAX_INCLUDES = 64
 MAX_CHECKED = 50_000  # combinations of a block that are checked before it runs; nonsense beyond them becomes rows of `errors`
 MAX_CHECKED_OF_LARGE = 500
@@ -213,6 +217,9 @@ def _override_value(key: str, value: str) -> Any:
 
 
 _TEXT = frozenset(name for name, info in Point.model_fields.items() if isinstance(info.default, str)) | {"name", "title", "observations"}
+TOP_KEYS = ("study", "point", "block", "workload", "include")
+BLOCK_KEYS = ("grid", "zip", "point", "where", "sample")
+SAMPLE_KEYS = ("method", "n")
 STUDY_KEYS = ("name", "title", "seed", "replicates", "budget_cpu_hours", "observations")
 
 
@@ -226,7 +233,7 @@ def _drop_axis(content: dict[str, Any], name: str) -> None:
 
 def _read_head(reader: _Reader) -> dict[str, Any]:
     content = reader.content
-    reader.table((), content, ("study", "point", "block", "workload", "include"))
+    reader.table((), content, TOP_KEYS)
     study = reader.table(("study",), content.get("study", {}), STUDY_KEYS)
     name = study.get("name")
     if "name" not in study:
@@ -235,12 +242,12 @@ def _read_head(reader: _Reader) -> dict[str, Any]:
     elif not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name) or name.split(".")[0] in RESERVED:
         reader.fault(("study", "name"), f"{name!a} is no name; use a-z, 0-9, '.', '_', '-', at most 64, starting with a letter or digit")
     title = study.get("title", "")
-    if not isinstance(title, str) or len(title) > 500 or not title.isprintable():
-        reader.fault(("study", "title"), f"{ascii(title)[:80]}: must be text of at most 500 characters without control characters")
-    seed = _number(reader, study, "seed", 0, (1 << 64) - 1)
+    if not isinstance(title, str) or len(title) > MAX_TITLE or not title.isprintable():
+        reader.fault(("study", "title"), f"{ascii(title)[:80]}: must be text of at most {MAX_TITLE} characters without control characters")
+    seed = _number(reader, study, "seed", 0, MAX_SEED)
     replicates = _number(reader, study, "replicates", 1, MAX_REPLICATES, low=1)
     budget = study.get("budget_cpu_hours", DEFAULT_BUDGET_CPU_HOURS)
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < 1e9:
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < MAX_BUDGET_CPU_HOURS:
         reader.fault(("study", "budget_cpu_hours"), f"{budget!r}: a number of hours above 0 is needed")
     return {"name": name, "title": title, "seed": seed, "replicates": replicates, "budget_cpu_hours": budget}
 
@@ -264,7 +271,7 @@ def _read_blocks(reader: _Reader, seed: int) -> list[Block]:
 
 def _read_block(reader: _Reader, number: int, entry: Any, base: Mapping[str, Any], seed: int) -> Block:
     at: Location = ("block", number)
-    block = reader.table(at, entry, ("grid", "zip", "point", "where", "sample"))
+    block = reader.table(at, entry, BLOCK_KEYS)
     fixed = {**base, **reader.parameters((*at, "point"), block.get("point", {}))}
     grid = _axes(reader, (*at, "grid"), block.get("grid", {}))
     axes: list[Axis] = [axis((name,), [(v,) for v in values]) for name, values in grid.items()]
@@ -285,7 +292,7 @@ def _read_sample(reader: _Reader, location: Location, given: Any, axes: Sequence
     """`sample = { method = "sobol", n = 1024 }`: so many points of the product of grid and zip."""
     if given is None:
         return None
-    table = reader.table(location, given, ("method", "n"))
+    table = reader.table(location, given, SAMPLE_KEYS)
     method, n = table.get("method"), table.get("n")
     if not isinstance(method, str) or method not in METHODS:
         reader.fault((*location, "method"), f"{short(method)}: one of {', '.join(METHODS)} is needed")
@@ -325,9 +332,9 @@ def _axis_values(reader: _Reader, location: Location, given: Any) -> list[Any] |
         return given
     if isinstance(given, dict) and len(given) == 1:
         kind, numbers = next(iter(given.items()))
-        if kind in _GENERATORS and isinstance(numbers, list) and all(type(n) in (int, float) for n in numbers):
+        if kind in GENERATORS and isinstance(numbers, list) and all(type(n) in (int, float) for n in numbers):
             try:
-                values = _GENERATORS[kind](*numbers)
+                values = GENERATORS[kind](*numbers)
             except TypeError:
                 reader.fault(location, f"{kind} = {short(numbers)}: {_SHAPES[kind]} is needed")
                 return None
@@ -361,7 +368,7 @@ def _linspace(low: float, high: float, n: int) -> list[float]:
     return [low + (high - low) * i / (n - 1) for i in range(n)]
 
 
-_GENERATORS: Mapping[str, Callable[..., list[Any]]] = {"range": _range, "pow2": _pow2, "linspace": _linspace}
+GENERATORS: Mapping[str, Callable[..., list[Any]]] = {"range": _range, "pow2": _pow2, "linspace": _linspace}
 _SHAPES = {"range": "[start, stop, step] of whole numbers", "pow2": "[low, high] of whole numbers", "linspace": "[low, high, n]"}
 
 
@@ -429,7 +436,7 @@ def _read_observations(reader: _Reader) -> tuple[Observation, ...]:
     if text is None:
         return ()
     at: Location = ("study", "observations")
-    if not isinstance(text, str) or not 0 < len(text) <= 1000:
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_PATH:
         reader.fault(at, f"{short(text)}: must be the name of an observations file or the path of a .csv file")
         return ()
     try:

@@ -1,15 +1,17 @@
 """Documents that are generated are up to date; what the README shows can be run; nothing of this project names a machine."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kernels.policy import Behaviour
 from sweep.configs import config_root, shared_workloads
+from sweep.pages import PAGES
 from sweep.plan import Plan
-from sweep.schema import columns_page
 from sweep.study import load_study
 from tests.bench.instead import WAYS, gives_table
 
@@ -17,8 +19,9 @@ ROOT = config_root().parent
 STUDIES = sorted((config_root() / "studies").glob("*.toml"))
 
 
-def test_columns_page_is_what_the_schema_gives() -> None:
-    assert (ROOT / "docs" / "columns.md").read_text() == columns_page(), "python -c 'from sweep.schema import columns_page; ...'"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_generated_page_is_up_to_date(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == PAGES[name](), "python -m sweep.pages"
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -41,6 +44,17 @@ def test_model_page_names_every_behaviour() -> None:
     assert not [b.name for b in Behaviour if f"`{b.name}`" not in text]
 
 
+def test_the_site_builds_and_loads_nothing_from_anywhere(tmp_path: Path) -> None:
+    """--strict: each page stands in the navigation, each link and anchor leads somewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(list((ROOT / "docs").rglob("*.md")))  # and a page for what is not found
+    for page in pages:
+        assert not re.findall(r"""(?:src=|<link[^>]*href=|url\()["']?(?:https?:)?//[^"' >]*""", page.read_text()), page
+
+
 def test_comparison_page_has_every_way_and_what_it_gives() -> None:
     """Its figures are of one machine; all else is what the benchmark would write."""
     text = (ROOT / "docs" / "compare.md").read_text()
@@ -54,14 +68,6 @@ def test_readme_is_short_and_its_commands_exist() -> None:
     assert len(text.splitlines()) <= 150
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"\bmake ([a-z]+)\b", text)) <= targets
-
-
-def test_python_blocks_of_the_readme_run() -> None:
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
 
 
 def test_nothing_names_a_machine_or_a_package_index() -> None:
