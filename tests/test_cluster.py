@@ -14,6 +14,7 @@ import pytest
 import sweep
 from sweep.errors import EnvironmentProblemError
 from sweep.executors.cluster import address_of, check_reachable
+from sweep.executors.ray import connect
 from sweep.verify import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,3 +184,16 @@ def test_an_address_where_nobody_answers_is_named_at_once() -> None:
             check_reachable(wrong)
     assert address_of("auto") is None
     assert address_of("[::1]:6379") == ("::1", 6379)
+
+
+def test_a_node_that_starts_too_late_is_an_error_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ray.init() raises a bare Exception then."""
+    import ray
+
+    def late(**_options: object) -> None:
+        raise Exception("The current node timed out during startup.\nmore lines")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(EnvironmentProblemError, match=r"cannot be used \(The current node timed out during startup\.\); "):
+        connect(None, 1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sweep.errors import EnvironmentProblemError
+from sweep.errors import EnvironmentProblemError, FaultsweepError
 from sweep.executors.base import WorkerDiedError
 from sweep.executors.cluster import CURE, OpenProbe, check_reachable, check_token_is_there
 from sweep.worker import Chunk, ChunkResult, Job, run_chunk
@@ -90,7 +90,9 @@ def connect(address: str | None, workers: int, insecure: bool = False) -> Any:
             ray.init(address=address, runtime_env={"py_modules": modules}, log_to_driver=False, logging_level=logging.ERROR)
     except ImportError as error:
         raise EnvironmentProblemError(f"ray cannot be imported ({error}); {WAY_OUT}") from None
-    except (OSError, RuntimeError, ValueError) as error:
+    except FaultsweepError:
+        raise
+    except Exception as error:  # Ray has a bare Exception for a node that starts too late
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise EnvironmentProblemError(f"Ray at {address or 'this machine'} cannot be used ({text[0]}); {WAY_OUT}") from None
     return ray
