@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import Access, Call, ChildExit, DirtyLog, DontNeed, Fork, Populate, Run, Touch, TouchList, simulate
-from kernels.spec import PAGE_BYTES, PMD_BYTES, PMD_PAGES, PUD_PAGES, Spread
+from kernels import Access, Call, ChildExit, DirtyLog, DontNeed, Fork, HostTouch, KsmMerge, Populate, Run, Touch, TouchList, simulate
+from kernels.simulate import BudgetError
+from kernels.spec import PAGE_BYTES, PMD_BYTES, PMD_PAGES, PUD_PAGES, HostPmd, Spread, SptePmd, Vm
 from kernels.steps import Step
 from tests.test_differential import compare, rows
 
@@ -68,6 +69,12 @@ def test_two_vcpus_read_one_new_page_of_a_private_file() -> None:
     assert of(done, "pf_fixed", "pf_spurious", "bytes_cleared", "rss_bytes") == (1, 1, PAGE_BYTES, PAGE_BYTES)
 
 
+def test_two_vcpus_write_one_new_page_of_a_private_file() -> None:
+    """The second sleeps on the file's page, which is read and copied once; the copy's commit wakes it."""
+    done = last(Touch(spread=Spread.ALL, touches=2), backing="private_memfd", vcpus=2)
+    assert of(done, "bytes_cleared", "bytes_copied", "rss_bytes", "held_bytes") == (PAGE_BYTES, PAGE_BYTES, PAGE_BYTES, 2 * PAGE_BYTES)
+
+
 def test_two_vcpus_write_one_huge_page_that_a_child_shares() -> None:
     """The second sleeps until the first has copied."""
     steps = (Touch(vcpus=1, touches=1), Fork(), Touch(spread=Spread.ALL, touches=2))
@@ -118,3 +125,54 @@ def test_a_read_leaves_the_leaf_that_another_vcpu_made_meanwhile() -> None:
     race = rows((0, 0, False), *[(1, 511, False)] * 52, (1, 0, False), (2, 0, True))
     done = last(*before, race, kernel="6.13", backing="anonymous", vcpus=3)
     assert of(done, "pf_taken", "pf_spurious") == (3, 1)
+
+
+def test_a_huge_zero_page_that_is_dropped_frees_nothing() -> None:
+    dropped = last(READ_ONE, DontNeed(), backing="anonymous_thp")
+    assert of(dropped, "held_bytes", "rss_bytes") == (0, 0)
+
+
+@pytest.mark.parametrize(("backing", "kept"), [("shmem", True), ("anonymous", False)])
+def test_a_table_over_pages_of_the_page_cache_is_not_empty(backing: str, kept: bool) -> None:
+    """6.14 frees an empty table with MADV_DONTNEED; a page of the page cache is found through it again."""
+    done = run(WRITE_ONE, DontNeed(), READ_ONE, kernel="6.14", backing=backing)
+    assert done.steps[2].counters["bytes_cleared"] == 0
+    dropped = run(WRITE_ONE, DontNeed(), kernel="6.14", backing=backing).machine
+    assert dropped.host_pmd[0] == (HostPmd.TBL if kept else HostPmd.NONE)
+
+
+@pytest.mark.parametrize(("child", "reused"), [((), 0), ((ChildExit(),), 1)])
+def test_ksm_takes_a_shared_part_of_a_split_thp(child: tuple[Step, ...], reused: int) -> None:
+    """One pair makes all its parts pages of their own, shared with the child or ours alone; the next makes the last a KSM page."""
+    split = (Touch(), DontNeed(end=1 / PMD_PAGES), Fork(), *child)
+    merged, written = run(*split, KsmMerge(fraction=1 / PMD_PAGES), write(1), backing="anonymous_thp").steps[-2:]
+    assert merged.counters["invalidate_range_start"] == 2
+    assert of(written.counters, "cow_reuse", "cow_4k") == (reused, 1 - reused)
+
+
+@pytest.mark.parametrize("before", [(HostTouch(every=GIB), LOG_ON), (WRITE_ONE, LOG_ON)])
+def test_dirty_log_ends_over_a_1g_page_without_a_table(before: tuple[Step, ...]) -> None:
+    """KVM maps nothing, or a write-protected 1G leaf that was never split: there is no table to zap."""
+    done = run(*before, LOG_OFF, kernel="6.1", backing=GIGANTIC, memory=GIB, eager_page_split=False).steps[-2:]
+    assert of(done[1].gauges, *LEAVES) == of(done[0].gauges, *LEAVES)
+    assert done[1].counters["remote_tlb_flush_requests"] == 0
+
+
+@pytest.mark.parametrize(("kernel", "zapped"), [("6.1", 1), ("6.13", 0)])
+@pytest.mark.parametrize(("backing", "memory"), [(GIGANTIC, GIB), ("anonymous_hugetlb_2mb", PMD_BYTES)])
+def test_dirty_log_ends_over_a_table_without_a_leaf(backing: str, memory: int, kernel: str, zapped: int) -> None:
+    """fork() zapped the one leaf; the host's huge page is there. The table is zapped; from 6.13 on it stays, having no rights to give."""
+    done = run(LOG_ON, WRITE_ONE, Fork(), LOG_OFF, kernel=kernel, backing=backing, memory=memory)
+    top = done.machine.spte_pud if memory == GIB else done.machine.spte_pmd
+    assert (top[0] == SptePmd.T, done.steps[-1].counters["remote_tlb_flush_requests"]) == (not zapped, zapped)
+    assert of(done.gauges, *LEAVES) == (0, 0, 0)
+
+
+def test_a_lone_vcpu_may_take_just_as_many_events_as_its_budget() -> None:
+    """With rmaps a fault looks at its neighbours, so that each goes through its phases, event by event."""
+    point: dict[str, Any] = {"memory": PMD_BYTES, "mmu": "legacy", "steps": [WRITE_ONE]}
+    needed = int(simulate(**point).machine.vm[Vm.EVENTS])
+    assert needed > 1
+    assert simulate(**point, max_events=needed).counters["pf_fixed"] == 1
+    with pytest.raises(BudgetError):
+        simulate(**point, max_events=needed - 1)

@@ -38,6 +38,7 @@ FILES = (
     "test_levels",
     "test_daemons",
     "test_rare_states",
+    "test_rare_meetings",
     "test_many_vcpus",
     "test_contention",
     "test_kernel_cases",
