@@ -96,6 +96,18 @@ def test_huge_pages_come_in_twos() -> None:
     assert run.guest_ns == 3 * 10**6
 
 
+@pytest.mark.parametrize(
+    ("backing", "page", "each", "wait"),
+    [("anonymous", 4096, 63, 1000), ("anonymous", 4096, 64, 4000), ("anonymous_thp", MIB2, 2, 1000), ("anonymous_thp", MIB2, 3, 4000)],
+)
+def test_a_list_is_filled_again_when_it_is_empty(backing: str, page: int, each: int, wait: int) -> None:
+    """Two vCPUs, a hold of 1000 ns, for which the second one waits. With a page more than a list has, vCPU 0 fills its list again
+    behind its first hold, vCPU 1 waits for both, and then for its own first one."""
+    costs = FREE | {Cost.ZONE_LOCK_NS: 1000}
+    run = simulate(memory=2 * each * page, vcpus=2, backing=backing, costs=costs, steps=[Touch(every=page)])
+    assert run.counters["zone_lock_wait_ns"] == wait
+
+
 @pytest.mark.parametrize(("gfns", "wait"), [([0, 512], 700), ([0, GIB >> 12], 0)])
 def test_splits_in_one_gib_take_turns(gfns: list[int], wait: int) -> None:
     reads = TouchList(np.zeros(2, int), np.array(gfns), np.zeros(2, bool))
