@@ -46,12 +46,12 @@ def refill(m: Machine, env: Env, actor: int, action: int) -> None:
     """An action takes a page from its CPU's list, and waits for zone->lock if that is empty (rmqueue_pcplist())."""
     small = (SMALL_ACTIONS >> action) & 1
     huge = (HUGE_ACTIONS >> action) & 1
-    if not (small or huge) or m.vm[Vm.WORKERS] == 1 or actor >= m.vm[Vm.ACTORS]:
+    if not (small or huge) or m.vm[Vm.WORKERS] == 1:
         return
     c = m.cpu[actor]
-    pages = Cpu.PCP_SMALL if small else Cpu.PCP_HUGE
+    pages, batch = (Cpu.PCP_SMALL, SMALL_LIST) if small else (Cpu.PCP_HUGE, HUGE_LIST)
     if c[pages] == 0:
-        c[pages] = SMALL_LIST if small else HUGE_LIST
+        c[pages] = batch
         m.vm[Vm.ZONE_FREE] = wait_until(m, actor, m.vm[Vm.ZONE_FREE], Counter.ZONE_LOCK_WAIT_NS) + env.costs[Cost.ZONE_LOCK_NS]
     c[pages] -= 1
 

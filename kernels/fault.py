@@ -394,8 +394,8 @@ def step_phase(m: Machine, env: Env, actor: int) -> bool:
     touching = c[Cpu.PHASE] == Phase.TOUCH
     going = on_touch(m, env, actor) if touching and not c[Cpu.AGAIN] else run_phase(m, env, actor)
     going = settle(m, env, actor, begin) and going
-    if c[Cpu.PHASE] == Phase.TOUCH and not touching:
-        c[Cpu.GUEST_FROM] = c[Cpu.TIME]
+    if not touching:
+        c[Cpu.GUEST_FROM] = c[Cpu.TIME]  # in_guest() asks for the phase first
     return going
 
 

@@ -10,8 +10,8 @@ from kernels.state import Env, Machine
 
 @jit
 def acquire(m: Machine, env: Env, actor: int, write: int) -> bool:
-    """Ask for mmu_lock at the actor's time. True: held, in the same event. False: the actor goes on when it has the lock's
-    cache line, or spins until release() grants the lock."""
+    """Ask for mmu_lock at the actor's time. True: held, in the same event unless the lock's cache line delays the actor, which
+    settle() sees to. False: the actor spins until release() grants the lock."""
     m.counters[Counter.MMU_LOCK_WRITE if write else Counter.MMU_LOCK_READ] += 1
     vm = m.vm
     line_ns = own_line(m, env, actor, Vm.MMU_LINE_OWNER)
@@ -19,7 +19,7 @@ def acquire(m: Machine, env: Env, actor: int, write: int) -> bool:
     if idle and not (write and vm[Vm.READERS] > 0):
         take(m, write, m.cpu[actor, Cpu.TIME])
         vm[Vm.DELAY] += line_ns
-        return line_ns == 0
+        return True
     m.queue[vm[Vm.QUEUE_TAIL]] = actor * 2 + write
     vm[Vm.QUEUE_TAIL] = (vm[Vm.QUEUE_TAIL] + 1) % len(m.queue)
     m.cpu[actor, Cpu.WAIT_TIME] = m.cpu[actor, Cpu.TIME] + line_ns
@@ -113,7 +113,7 @@ def unlock_mmap_read(m: Machine, env: Env, actor: int) -> None:
     """The last reader hands mmap_lock to a waiting writer."""
     m.cpu[actor, Cpu.MMAP] = MmapLock.NONE
     m.vm[Vm.MMAP_READERS] -= 1
-    if m.vm[Vm.MMAP_WRITER] == MmapLock.WAITS and m.vm[Vm.MMAP_READERS] == 0:
+    if m.vm[Vm.MMAP_READERS] == 0:
         for other in range(m.vm[Vm.ACTORS], m.vm[Vm.ACTORS] + m.vm[Vm.DAEMONS]):
             if m.cpu[other, Cpu.MMAP] == MmapLock.WAITS:
                 m.vm[Vm.MMAP_WRITER] = MmapLock.WRITE
