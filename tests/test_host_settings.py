@@ -74,9 +74,11 @@ def test_they_are_put_back_after_an_exception(host: Path, tmp_path: Path) -> Non
 
 
 CHANGE_AND_WAIT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from sweep.host.settings import THP, changed_settings
+for number in (signal.SIGHUP, signal.SIGINT):  # the shell or nohup that started the tests may have them ignored
+    signal.signal(number, signal.SIG_DFL)
 with changed_settings(Path(sys.argv[2]), True, Path(sys.argv[1])) as settings:
     settings.lacking({f"{THP}/use_zero_page": "0", f"{THP}/enabled": "never"})
     print("changed", flush=True)
