@@ -1,7 +1,9 @@
 """`faultsweep recommend`: what is chosen, why, and what would change it."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 from sweep.cli import app
 from sweep.configs import config_root
 from sweep.dataset.read import open_dataset
-from sweep.errors import UsageError
+from sweep.errors import StudyError, UsageError
 from sweep.plan import Plan
 from sweep.recommend.answer import Recommendation, recommend, tell
 from sweep.recommend.asked import Asked, RecommendOptions, load
@@ -220,3 +222,31 @@ def test_ranking_prefers_among_equals_what_is_ready_first() -> None:
     base |= dict.fromkeys(PARTS, 0) | {"replicate": 0, "needs": 8, "fits": True, "guest_ns": 1000}
     points = pd.DataFrame([base | {"setting": "late", "total_ns": 5000}, base | {"setting": "early", "total_ns": 1000, "guest_ns": 1005}])
     assert ranking("", points).best == "early"
+
+
+def test_files_that_an_own_study_names_are_beside_it(tmp_path: Path) -> None:
+    beside, elsewhere = tmp_path / "own", tmp_path / "elsewhere"
+    beside.mkdir()
+    elsewhere.mkdir()
+    (beside / "list.csv").write_text("vcpu,gfn,write\n0,0,0\n0,0,1\n0,5,1\n")
+    shutil.copy(config_root() / "costs" / "upton-arm64.toml", beside / "mine.toml")
+    (beside / "base.toml").write_text('[workload.mine]\nsteps = [{ op = "touch_list", path = "list.csv" }]\n')
+    own = beside / "own.toml"
+    own.write_text('include = ["base.toml"]\n[study]\nname = "thp-or-not"\n[point]\ncosts = "mine.toml"\nmemory = "4MiB"\n')
+    found = tell(*sparse(Asked({"workload": "mine"}, own=own, what_if=False), elsewhere)[::-1], None)
+    assert set(found.ranking.rows["costs"]) == {"mine.toml"}
+    assert found.changes.costs.low < found.changes.costs.high, "the file says ranges"
+
+
+def test_cost_file_of_the_command_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(config_root() / "costs" / "upton-arm64.toml", tmp_path / "mine.toml")
+    trace = config_root().parent / "examples" / "traces" / "perf.txt"
+    monkeypatch.chdir(tmp_path)
+    for guest in (RecommendOptions(workload="first_touch", memory="4MiB"), RecommendOptions(trace=str(trace.resolve()))):
+        found = recommend(replace(guest, overrides=["costs=mine.toml"], what_if=False, run=INLINE))
+        assert found.question.endswith("mine.toml")
+
+
+def test_a_fault_of_the_question_names_no_file_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"^the question: block.0: memory = 3MiB is no multiple"):
+        load(Asked({"memory": 3 * MIB, "workload": "first_touch"}, overrides=["backing=anonymous_hugetlb_2mb"]), tmp_path)

@@ -137,7 +137,8 @@ def _trace_study(options: RecommendOptions, out: str) -> Study:
         "mmu": "shadow" if imported.decision.vendor is Vendor.SHADOW else "tdp",
         "workload": WORKLOAD,
     }
-    return load(_asked(options, conditions, LIST_NAME), replayed.out / FOLDER)
+    folder = replayed.out / FOLDER
+    return load(_asked(options, conditions, str((folder / LIST_NAME).resolve())), folder)
 
 
 def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") -> Recommendation:
