@@ -148,7 +148,8 @@ def settings_of(point: Point, proposals: bool) -> Iterator[Mapping[str, Sequence
         name for size, name in ((PMD_BYTES, "anonymous_hugetlb_2mb"), (PUD_BYTES, "anonymous_hugetlb_1gb")) if point.memory % size == 0
     ]
     yield {"backing": ["anonymous", "anonymous_thp", *hugetlb, "shmem", "shmem_thp"], "prealloc": ["none", "populate"]}
-    yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
+    if not point.policy.startswith("huge_zero"):  # which say what that page does
+        yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
     policies = [policy for policy in PROPOSALS if proposals and _exists(point.kernel, policy, point.mmu)]
     if policies:
         yield {"backing": ["anonymous", "anonymous_thp"], "policy": policies}
