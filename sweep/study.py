@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,11 @@ class Study:
 class _Reader:
     """Collects the faults of one study while its parts are read."""
 
-    def __init__(self, sources: Sequence[Source], content: dict[str, Any]) -> None:
-        self.sources, self.content = sources, content
+    def __init__(self, sources: Sequence[Source], content: dict[str, Any], folder: Path) -> None:
+        self.sources, self.content, self.folder = sources, content, folder
         self.faults: list[Fault] = []
         self.notes: list[str] = []
         self.overridden: dict[str, str] = {}  # key of study or point -> the --set it came from
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.sources[0][0]).parent
 
     def where(self, location: Location) -> str:
         if len(location) == 2 and location[1] in self.overridden and location[0] in ("study", "point"):
@@ -132,11 +128,12 @@ for _name, _info in Point.model_fields.items():
     FIELD_ADAPTERS[_name] = DAEMON_ADAPTERS.get(_name) or TypeAdapter(_info.rebuild_annotation())
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """Read and check a study file, with `key=value` overrides in TOML. Raises StudyError with every fault."""
+def load_study(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> Study:
+    """Read and check a study file, with `key=value` overrides in TOML. `folder`: what the files it names are relative to; default: its
+    own. Raises StudyError with every fault."""
     sources: list[Source] = []
     content = _with_includes(path, (), sources)
-    reader = _Reader(sources, content)
+    reader = _Reader(sources, content, path.parent if folder is None else folder)
     if path.read_bytes()[:3] == b"\xef\xbb\xbf":
         reader.notes.append(f"{path}: begins with a BOM, which was left out")
     _apply_overrides(reader, overrides)
@@ -413,7 +410,7 @@ def _read_workloads(reader: _Reader, blocks: Sequence[Block]) -> dict[str, Workl
             continue
         reader.faults += faults
         if workload is not None and not faults and name in used:
-            found[name] = workload
+            found[name] = replace(workload, folder=reader.folder) if name in own else workload
     return found
 
 

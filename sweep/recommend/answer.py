@@ -12,15 +12,15 @@ import pandas as pd
 from sweep.dataset.read import open_dataset
 from sweep.errors import DatasetError, InterruptedRunError, UsageError
 from sweep.plan import Plan
-from sweep.quantity import human_size, human_time
+from sweep.quantity import format_size, human_size, human_time
 from sweep.recommend.asked import Asked, Conditions, RecommendOptions, asked_point, budget_of, check, load
-from sweep.recommend.changes import Changes, changes
+from sweep.recommend.changes import Changes, changes, enough
 from sweep.recommend.ranking import GUEST, Ranking, Row, needs, rankings, records
 from sweep.recommend.reason import double_faults, reasons
 from sweep.replay.decode import Vendor
 from sweep.replay.run import FOLDER, ReplayOptions, replay
 from sweep.replay.whatif import LIST_NAME, WORKLOAD, kernel_of, memory_of
-from sweep.report.roles import CONDITIONS, DEFAULTS, PARAMETER_COLUMNS, word
+from sweep.report.roles import CONDITIONS, DEFAULTS, PARAMETER_COLUMNS, SETTINGS, word
 from sweep.runner import run as run_study
 from sweep.study import Study
 
@@ -44,7 +44,7 @@ class Recommendation:
             self.question,
             "",
             f"Recommended: {self.ranking.best}",
-            f"  {_time(best[GUEST])} of guest time, {_before(best)}, {human_size(best['needs'])} of memory",
+            f"  {_time(best[GUEST])} of guest time, {_of_vmm(best)}, {human_size(best['needs'])} of memory",
             *(f"  {line}" for line in self._against()),
             "",
             "Why",
@@ -63,10 +63,11 @@ class Recommendation:
         rival, good, costs = self.ranking.rival(), self.ranking.as_good(), self.changes.costs
         if rival is not None:
             row = self.ranking.row(rival)
-            spans = [f"replicates {_span(row['more_low'], row['more_high'])}"]
+            word, sign = ("more", 1) if row["more"] >= 0 else ("less", -1)
+            spans = [f"replicates {_span(sign * row['more_low'], sign * row['more_high'])}"]
             if costs.mean == costs.mean:  # not NaN
-                spans.append(f"each cost over its range {_span(_beyond(costs.low), _beyond(costs.high))}")
-            yield f"{rival} takes {row['more']:.2%} more ({'; '.join(spans)})"
+                spans.append(f"each cost over its range {_span(sign * _beyond(costs.low), sign * _beyond(costs.high))}")
+            yield f"{rival} takes {abs(row['more']):.2%} {word} ({'; '.join(spans)})"
         if good:
             yield f"as good, within 1 %: {'; '.join(good)}"
 
@@ -76,8 +77,8 @@ class Recommendation:
             {
                 "setting": rows.index,
                 "guest time": [_time(ns) for ns in rows[GUEST]],
-                "more": [f"{more:+.2%}" for more in rows["more"]],
-                "before it": [_time(ns) if ns > 0 else "" for ns in rows["total_ns"] - rows[GUEST]],
+                "more": [f"{more:+z.2%}" for more in rows["more"]],
+                "VMM's time": [_time(ns) if ns > 0 else "" for ns in rows["total_ns"] - rows[GUEST]],
                 "memory": [human_size(size) for size in rows["needs"]],
                 "exits": [f"{exits:,.0f}" for exits in rows["exits"]],
                 "double faults": [f"{double_faults(row):,.0f}" for row in records(rows)],
@@ -119,7 +120,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
             raise InterruptedRunError(summary.stopped_by, "with --out DIR what is done is kept")
         if summary.exit_status:
             raise DatasetError(f"{summary.failed + summary.left} of {summary.total} points have no result; --out DIR keeps their errors")
-        return tell(open_dataset(out).points(), study, budget_of(options), options.out or "")
+        points = open_dataset(out).points()
+        asked = points["point_id"].isin([planned.point_id for planned in Plan(study)])  # --out may hold answers to other questions
+        return tell(points[asked], study, budget_of(options), options.out or "")
 
 
 def _asked(options: RecommendOptions, conditions: Conditions, accesses: str = "") -> Asked:
@@ -137,7 +140,8 @@ def _trace_study(options: RecommendOptions, out: str) -> Study:
         "mmu": "shadow" if imported.decision.vendor is Vendor.SHADOW else "tdp",
         "workload": WORKLOAD,
     }
-    return load(_asked(options, conditions, LIST_NAME), replayed.out / FOLDER)
+    folder = replayed.out / FOLDER
+    return load(_asked(options, conditions, str((folder / LIST_NAME).resolve())), folder)
 
 
 def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") -> Recommendation:
@@ -145,12 +149,25 @@ def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") 
     base = next(iter(Plan(study))).point.columns()
     found = rankings(points, base, float("inf") if budget is None else budget)
     if not found or found[0].conditions:
-        least = needs(points[points["memory_bytes"] == base["memory_bytes"]]).min()
-        raise UsageError(f"--budget {human_size(budget or 0)}: every setting needs more, the least {human_size(least)}; allow that")
+        raise UsageError(
+            f"--budget {format_size(budget or 0)}: every setting needs more, the least {enough(_least(points, base))}; allow that"
+        )
     asked = found[0]
+    if not (asked.rows[GUEST] > 0).all():
+        raise UsageError(f"workload {base['workload']!r}: the guest takes no time in it; settings are ranked by guest time, choose another")
     rival = asked.rival()
-    because = ["no other setting fits"] if rival is None else reasons(asked.row(asked.best), asked.row(rival))
+    because = (
+        [f"no other setting {'fits' if len(asked.rows) > 1 else 'was asked about'}"]
+        if rival is None
+        else reasons(asked.row(asked.best), asked.row(rival))
+    )
     return Recommendation(question(base, budget), budget, asked, because, changes(found, study), out)
+
+
+def _least(points: pd.DataFrame, base: Mapping[str, Any]) -> float:
+    """Bytes that the setting takes which needs the fewest under the conditions of `base`."""
+    asked = points[(points[list(CONDITIONS)] == [base[name] for name in CONDITIONS]).all(axis=1)]
+    return float(needs(asked).groupby([asked[name] for name in SETTINGS]).max().min())
 
 
 def question(base: Mapping[str, Any], budget: int | None) -> str:
@@ -166,13 +183,13 @@ def _beyond(less: float) -> float:
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:.2%} ... {high:.2%}"
+    return " ... ".join(f"{end:z.2%}" for end in sorted((low, high)))
 
 
 def _time(ns: float) -> str:
     return human_time(ns / 1e9)
 
 
-def _before(row: Row) -> str:
+def _of_vmm(row: Row) -> str:
     ns = float(row["total_ns"] - row[GUEST])
-    return f"{_time(ns)} of the VMM's before it" if ns > 0 else "nothing before it"
+    return f"{_time(ns)} of the VMM's" if ns > 0 else "none of the VMM's"

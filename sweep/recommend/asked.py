@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sweep.study import Study, load_study
 
 NAME = "recommend"
 FILE = "recommend.toml"
+QUESTION = "the question"  # where a fault is that no file of the user's has
 REPLICATES = 3
 KERNELS = ("5.15", "6.1", "6.6", "6.12", "6.18")  # that are asked about beside the host's
 FAILURES = (0.1, 0.5, 1.0)  # of 2M allocations
@@ -49,8 +50,8 @@ class RecommendOptions:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question whose guest is known. `accesses`: file with the accesses of a trace, beside the study. `own`: a study file of the user's
-    with parameters and workloads."""
+    """A question whose guest is known. `accesses`: file with the accesses of a trace. `own`: a study file of the user's with parameters and
+    workloads; files that it or an override names are relative to its folder, without it to the working directory."""
 
     conditions: Conditions
     accesses: str = ""
@@ -109,7 +110,11 @@ def load(asked: Asked, folder: Path) -> Study:
 
 def _read(path: Path, asked: Asked, blocks: Sequence[str]) -> Study:
     path.write_text(study_text(asked, blocks))
-    return load_study(path, asked.overrides)
+    try:
+        return load_study(path, asked.overrides, asked.own.parent if asked.own else Path())
+    except StudyError as error:  # nobody but us has seen the file
+        ours = str(path)
+        raise StudyError([replace(fault, where=QUESTION) if fault.where.startswith(ours) else fault for fault in error.faults]) from None
 
 
 def study_text(asked: Asked, blocks: Sequence[str]) -> str:
@@ -143,7 +148,8 @@ def settings_of(point: Point, proposals: bool) -> Iterator[Mapping[str, Sequence
         name for size, name in ((PMD_BYTES, "anonymous_hugetlb_2mb"), (PUD_BYTES, "anonymous_hugetlb_1gb")) if point.memory % size == 0
     ]
     yield {"backing": ["anonymous", "anonymous_thp", *hugetlb, "shmem", "shmem_thp"], "prealloc": ["none", "populate"]}
-    yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
+    if not point.policy.startswith("huge_zero"):  # which say what that page does
+        yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
     policies = [policy for policy in PROPOSALS if proposals and _exists(point.kernel, policy, point.mmu)]
     if policies:
         yield {"backing": ["anonymous", "anonymous_thp"], "policy": policies}

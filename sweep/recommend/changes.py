@@ -1,12 +1,13 @@
 """What would change the choice: another memory budget, other conditions, the VMM's time, other costs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from kernels.cost import Cost
-from sweep.quantity import human_size, human_time
+from sweep.quantity import format_size, human_time
 from sweep.recommend.ranking import GUEST, Ranking, ranking
 from sweep.report.sensitivity import Duel, moved_alone, point_of, with_ranges
 from sweep.study import Study
@@ -40,14 +41,21 @@ class Changes:
 
     def lines(self, best: str) -> list[str]:
         """Sentences."""
-        found = [f"memory: from {human_size(size)} on {label} ({human_time(ns / 1e9)})" for size, label, ns in self.budgets]
+        steps = {enough(size): f"{label} ({human_time(ns / 1e9)})" for size, label, ns in self.budgets}
+        found = [f"memory: from {size} on {text}" for size, text in steps.items()] if len(steps) > 1 else []
         if self.ready != best:
-            found.append(f"the VMM's time before the guest starts counted as well: {self.ready}")
+            found.append(f"the VMM's time counted as well: {self.ready}")
         found += [f"{conditions}: {label}" for conditions, label in self.others]
         found += [
             f"cost {name} of {flips:,.0f} ns instead of {value:,}: the other one takes less" for name, value, flips in self.costs.flips
         ]
         return found
+
+
+def enough(size: float) -> str:
+    """A budget that holds `size` bytes, in whole MiB, or KiB of less than one."""
+    unit = 1 << 20 if size > 1 << 20 else 1 << 10
+    return format_size(math.ceil(size / unit) * unit)
 
 
 def changes(found: Sequence[Ranking], study: Study) -> Changes:

@@ -7,11 +7,24 @@ from typing import Any
 import pandas as pd
 
 from sweep.report.facts import PARTS
-from sweep.report.roles import CONDITIONS, PARAMETER_COLUMNS, chosen, rank, setting_label, word
+from sweep.report.roles import CONDITIONS, PARAMETER_COLUMNS, SETTINGS, rank, setting_label, word
 from sweep.report.standings import MATTERS
 
 GUEST = "guest_ns"
-FIGURES = (GUEST, "total_ns", "held_bytes", "exits", "pf_taken", "pf_fixed", "pf_retry", "pf_spurious", "cow_4k", "cow_huge")
+FIGURES = (
+    GUEST,
+    "total_ns",
+    "fault_ns",
+    "held_bytes",
+    "exits",
+    "pf_taken",
+    "pf_fixed",
+    "pf_retry",
+    "pf_spurious",
+    "cow_4k",
+    "cow_huge",
+    "spte_prefetch",
+)
 MEANS = (*FIGURES, *PARTS)
 
 
@@ -62,8 +75,8 @@ def rankings(points: pd.DataFrame, base: Mapping[str, Any], budget: float) -> li
     other amounts of memory get as much in proportion. Conditions under which nothing fits are left out."""
     points = points.sort_values("point_id")
     varying = [name for name in PARAMETER_COLUMNS if points[name].nunique() > 1]
-    settings = list(chosen(varying))
-    conditions = [name for name in CONDITIONS if name in varying and name not in settings]
+    settings = [name for name in SETTINGS if name in varying or name == "backing"]
+    conditions = [name for name in CONDITIONS if name in varying]
     found = points.assign(needs=needs(points), setting=[setting_label(row) for row in records(points[settings])])
     found["fits"] = found["needs"] <= budget * (points["memory_bytes"] / base["memory_bytes"])
     places = [_differing(conditions, row, base) for row in records(points)]

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping
 
 from sweep.quantity import human_time
-from sweep.recommend.ranking import Row
+from sweep.recommend.ranking import GUEST, Row
 from sweep.report.facts import PARTS
 
 MIN_SHARE = 0.02  # of the rival's exits, or of the difference in time: less is not worth a sentence
 
 
 def copies(row: Row) -> float:
-    """Copy-on-write of what was read, or shared, before."""
-    return float(row["cow_4k"] + row["cow_huge"])
+    """Copy-on-write of what was read, or shared, before, after which the page is faulted in once more."""
+    return max(0.0, float(row["cow_4k"] + row["cow_huge"] - row["spte_prefetch"]))
 
 
 def double_faults(row: Row) -> float:
@@ -21,7 +21,7 @@ def double_faults(row: Row) -> float:
 
 EXITS: Mapping[str, Callable[[Row], float]] = {
     "CoW double faults": double_faults,
-    "first touches": lambda row: max(0.0, float(row["pf_fixed"]) - copies(row)),
+    "faults that map a page or make it writable": lambda row: max(0.0, float(row["pf_fixed"]) - copies(row)),
     "spurious faults": lambda row: float(row["pf_spurious"]),
     "kicks of vCPUs by TLB flushes and full dirty logs": lambda row: float(row["exits"] - row["pf_taken"]),
 }
@@ -29,8 +29,8 @@ EXITS: Mapping[str, Callable[[Row], float]] = {
 
 def reasons(best: Row, rival: Row) -> list[str]:
     """Sentences, the strongest first; `best` and `rival` are rows of a Ranking (its row())."""
-    found = [text for text in (_exits(best, rival), _time(best, rival)) if text]
-    return found or ["both take the same exits; nothing in the model tells them apart"]
+    found = [text for text in (_exits(best, rival), _beforehand(best, rival), _time(best, rival)) if text]
+    return found or [_handling(best, rival)]
 
 
 def _exits(best: Row, rival: Row) -> str:
@@ -50,3 +50,19 @@ def _time(best: Row, rival: Row) -> str:
     if more[text] <= max(0.0, MIN_SHARE * total):
         return ""
     return f"{text}: {human_time(more[text] / 1e9)} more with {rival['label']}, summed over its vCPUs and the VMM's threads"
+
+
+def _beforehand(best: Row, rival: Row) -> str:
+    """Preallocation, which is the VMM's time."""
+    if best["prealloc"] == "none" or rival["prealloc"] != "none":
+        return ""
+    spent = human_time(float(best["total_ns"] - best[GUEST]) / 1e9)
+    return f"with {best['label']} the VMM allocates the memory, in {spent}, not the guest's faults"
+
+
+def _handling(best: Row, rival: Row) -> str:
+    """Of about the same exits."""
+    more = float(rival["fault_ns"] - best["fault_ns"])
+    if more <= 0:
+        return "both take the same exits; nothing in the model tells them apart"
+    return f"both take about the same exits; those with {rival['label']} take {human_time(more / 1e9)} longer, summed over its vCPUs"

@@ -143,9 +143,11 @@ def _daemon(text: str) -> Any:
 
 
 def with_ranges(study: Study, name: str) -> CostFile | None:
-    """A cost file of the study with its ranges: those of the shared file of that name, if its values are still the same; else what the
-    study's own moved costs (NAME@cost=low) say of them. None where nothing does."""
+    """A cost file of the study with its ranges: its own, where it was read from its file; else those of the shared file of that name, if
+    its values are still the same; else what the study's own moved costs (NAME@cost=low) say of them. None where nothing does."""
     file = study.costs[name]
+    if any(low < high for low, high in file.ranges.values()):
+        return file
     if not name.endswith(".toml"):
         try:
             shared = load_costs(name, config_root())
