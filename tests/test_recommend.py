@@ -15,6 +15,7 @@ from sweep.configs import config_root
 from sweep.dataset.read import open_dataset
 from sweep.errors import StudyError, UsageError
 from sweep.plan import Plan
+from sweep.quantity import human_time
 from sweep.recommend.answer import Recommendation, recommend, tell
 from sweep.recommend.asked import Asked, RecommendOptions, load
 from sweep.recommend.ranking import FIGURES, ranking, records
@@ -272,10 +273,15 @@ def test_settings_that_are_alike_are_told_by_name_and_the_default_is_chosen(tmp_
 
 def test_reason_is_told_where_exits_are_equal(tmp_path: Path) -> None:
     """Preallocated hugetlb takes an exit a page, as without."""
-    asked = Asked({**GUEST, "workload": "first_touch"}, what_if=False, overrides=["backing=anonymous_hugetlb_2mb", "use_zero_page=true"])
-    found = tell(*sparse(asked, tmp_path)[::-1], None)
-    assert found.ranking.rows["exits"].nunique() == 1
-    assert found.reasons[0].startswith("with anonymous_hugetlb_2mb, populate the VMM allocates the memory, in ")
+    own = tmp_path / "own.toml"
+    own.write_text('[study]\nname = "own"\n[workload.late]\nsteps = [{ op = "idle", ns = 20000000000 }, { op = "touch" }]\n')
+    fixed = ["backing=anonymous_hugetlb_2mb", "use_zero_page=true"]
+    found = tell(*sparse(Asked({**GUEST, "workload": "late"}, own=own, what_if=False, overrides=fixed), tmp_path)[::-1], None)
+    rows = found.ranking.rows
+    assert rows["exits"].nunique() == 1
+    populate = (rows["total_ns"] - rows["guest_ns"])["anonymous_hugetlb_2mb, populate"] - 20e9
+    spent = human_time(populate / 1e9)
+    assert found.reasons[0] == f"with anonymous_hugetlb_2mb, populate the VMM allocates the memory, in {spent}, not the guest's faults"
 
 
 def test_double_faults_are_no_more_than_exits(tmp_path: Path) -> None:
@@ -318,3 +324,21 @@ def test_the_budget_that_an_error_asks_for_is_enough(tmp_path: Path) -> None:
 def test_policies_about_the_huge_zero_page_can_be_set(tmp_path: Path) -> None:
     study = load(Asked({**GUEST, "kernel": "6.5"}, what_if=False, overrides=["policy=huge_zero_thp"]), tmp_path)
     assert {planned.point.use_zero_page for planned in Plan(study)} == {True}
+
+
+@pytest.mark.parametrize(
+    ("step", "backings"),
+    [
+        ('{ op = "dontneed", every = "2MiB", size = "4KiB" }', {"anonymous", "anonymous_thp", "shmem", "shmem_thp"}),  # a balloon
+        ('{ op = "collapse" }', {"anonymous_thp", "shmem_thp"}),
+    ],
+)
+def test_backings_that_a_step_cannot_have_are_left_out(tmp_path: Path, step: str, backings: set[str]) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(f'[study]\nname = "own"\n[workload.some]\nsteps = [{{ op = "touch" }}, {step}, {{ op = "touch" }}]\n')
+    asked = Asked({**GUEST, "workload": "some"}, own=own)
+    study = load(asked, tmp_path)
+    assert {planned.point.backing for planned in Plan(study)} == backings
+    assert next(iter(Plan(study))).point.kernel == GUEST["kernel"]
+    with pytest.raises(StudyError, match=r"own\.toml:4: "):
+        load(replace(asked, overrides=["backing=shared_hugetlb_2mb"]), tmp_path)

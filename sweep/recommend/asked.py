@@ -94,18 +94,26 @@ def asked_point(options: RecommendOptions) -> Conditions:
 
 
 def load(asked: Asked, folder: Path) -> Study:
-    """Write the study into a folder and read it as any other. Other conditions that the study cannot have (a step the kernel lacks, ...)
-    are left out. Raises StudyError."""
+    """Write the study into a folder and read it as any other. Settings and other conditions that the study cannot have (a step that the
+    backing or the kernel lacks, ...) are left out. Raises StudyError."""
     path = folder / FILE
-    point = next(iter(Plan(_read(path, asked, ["[[block]]"])))).point
-    places: list[Conditions] = [{}]
-    for other in _others(point, asked):
-        try:
-            _read(path, asked, blocks(point, other, asked.proposals))
-        except StudyError:
-            continue
-        places.append(other)
-    return _read(path, asked, [block for place in places for block in blocks(point, place, asked.proposals)])
+    point = next(iter(Plan(_read(path, asked, [_block({}, {"backing": ["anonymous_thp"]})])))).point
+    here = _possible(path, asked, point, {}) or blocks(point, {}, asked.proposals)  # if none can be, the reader says why
+    return _read(path, asked, [*here, *(block for place in _others(point, asked) for block in _possible(path, asked, point, place))])
+
+
+def _possible(path: Path, asked: Asked, point: Point, place: Conditions) -> list[str]:
+    """The blocks of a place without the backings that its points cannot have."""
+    whole = blocks(point, place, asked.proposals)
+    return whole if _can(path, asked, whole) else [block for block in split(point, place, asked.proposals) if _can(path, asked, [block])]
+
+
+def _can(path: Path, asked: Asked, blocks: Sequence[str]) -> bool:
+    try:
+        _read(path, asked, blocks)
+    except StudyError:
+        return False
+    return True
 
 
 def _read(path: Path, asked: Asked, blocks: Sequence[str]) -> Study:
@@ -138,8 +146,13 @@ def study_text(asked: Asked, blocks: Sequence[str]) -> str:
 
 def blocks(point: Point, place: Conditions, proposals: bool) -> list[str]:
     """All settings of the point's guest under conditions that replace its own."""
-    there = point.model_copy(update=dict(place))
-    return [_block(place, axes) for axes in settings_of(there, proposals)]
+    return [_block(place, axes) for axes in settings_of(point.model_copy(update=dict(place)), proposals)]
+
+
+def split(point: Point, place: Conditions, proposals: bool) -> Iterator[str]:
+    """The same, a block for each backing."""
+    for axes in settings_of(point.model_copy(update=dict(place)), proposals):
+        yield from (_block(place, {**axes, "backing": [backing]}) for backing in axes["backing"])
 
 
 def settings_of(point: Point, proposals: bool) -> Iterator[Mapping[str, Sequence[Any]]]:

@@ -56,8 +56,8 @@ def _beforehand(best: Row, rival: Row) -> str:
     """Preallocation, which is the VMM's time."""
     if best["prealloc"] == "none" or rival["prealloc"] != "none":
         return ""
-    spent = human_time(float(best["total_ns"] - best[GUEST]) / 1e9)
-    return f"with {best['label']} the VMM allocates the memory, in {spent}, not the guest's faults"
+    spent, less = (float(row["total_ns"] - row[GUEST]) for row in (best, rival))
+    return f"with {best['label']} the VMM allocates the memory, in {human_time(max(0.0, spent - less) / 1e9)}, not the guest's faults"
 
 
 def _handling(best: Row, rival: Row) -> str:
