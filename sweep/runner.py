@@ -304,6 +304,8 @@ def _stopper(stop: _Stop, summary: RunSummary, options: RunOptions) -> Callable[
 def _commit(store: Store, result: ChunkResult, summary: RunSummary, timings: Timings) -> None:
     if is_visible(store, result):
         store.commit(result.commit)
+    else:
+        store.discard(result.commit)
     summary.done += result.done
     summary.failed += result.failed
     timings.add(result)

@@ -450,10 +450,12 @@ def test_a_row_that_the_model_does_not_give_is_no_base_for_more_runs(tmp_path: P
     assert not duel.agrees(rows.assign(total_ns=rows[TIME] + 1), rivals)
 
 
-def test_ranges_come_from_the_shared_file_or_from_the_studys_own_moves(tmp_path: Path, study: Study) -> None:
+def test_ranges_come_from_the_file_or_the_shared_one_or_from_the_studys_own_moves(tmp_path: Path, study: Study) -> None:
     shared = load_costs("default", tmp_path)
     assert sensitivity.with_ranges(study, "default") == shared
-    changed = replace(shared, values={**shared.values, Cost.VM_EXIT_NS: 501})
+    mine = replace(shared, values={**shared.values, Cost.VM_EXIT_NS: 501})
+    assert sensitivity.with_ranges(replace(study, costs={"default": mine}), "default") == mine, "read from its file, with its ranges"
+    changed = replace(mine, ranges={})
     moved = replace(changed, values={**changed.values, Cost.VM_EXIT_NS: 900})
     other = replace(study, costs={"default": changed, "default@vm_exit_ns=high": moved})
     assert sensitivity.with_ranges(other, "default") is None

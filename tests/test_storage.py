@@ -13,12 +13,19 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import sweep
+from sweep import runner
 from sweep.dataset.storage import LocalStorage, Storage, open_storage
+from sweep.dataset.store import Store
 from sweep.errors import DatasetError, EnvironmentProblemError
+from sweep.left import kept_of
 from sweep.merge import merge
-from sweep.runner import RunOptions
+from sweep.plan import Plan
+from sweep.price import Prices
+from sweep.runner import RunOptions, chunks_of
 from sweep.study import load_study
+from sweep.timings import Timings
 from sweep.verify import verify
+from sweep.worker import Job, run_chunk
 from tests.faulty import Crash, FaultyStorage, MemoryStorage, Trouble, opened_as
 
 FAULTS = int(os.environ.get("FAULTSWEEP_FAULTS", "2000"))
@@ -168,3 +175,18 @@ def test_every_fault_is_survived(tiny: sweep.Study, shard: int, record_property:
         injected += storage.injected
         assert sealed_files(storage.inner) == sealed_files(whole)
     record_property("faults of the storage that were survived", injected)
+
+
+def test_parts_that_come_after_another_run_has_sealed_do_not_stay(tiny: sweep.Study, tmp_path: Path) -> None:
+    """Two runs at once: the other one sealed this chunk's rows, and took away the part that both had published before this one's last."""
+    out = str(tmp_path / "x")
+    summary = sweep.run(tiny, out, RunOptions(executor="inline", quiet=True))
+    store, plan = Store(out), Plan(tiny)
+    kept = kept_of(plan)
+    (chunk, *_) = chunks_of(Prices(plan), kept, kept)
+    late = run_chunk(chunk, Job(tiny, out), "late")
+    store.storage.remove(late.commit.parts[0].path)
+    assert store.strays(store.state())
+    runner._commit(store, late, summary, Timings(store))
+    assert store.strays(store.state()) == []
+    assert verify(out).wrong == []

@@ -314,7 +314,16 @@ class Store:
         state = self.state()
         for commit in (late := [commit for commit in state.commits if self._is_sealed(state, commit)]):
             self.remove_commit(commit.key)
+            self.discard(commit)
         return bool(late)
+
+    def discard(self, commit: Commit) -> None:
+        """Remove what is left of the parts of a commit whose rows another run has sealed: nobody else would, where storage has no locks."""
+        seal = self.seal()
+        kept = {part.path for part in seal.parts} if seal else {part.path for part in commit.parts}
+        for part in commit.parts:
+            if part.path not in kept:
+                self.storage.remove(part.path)
 
     def _is_sealed(self, state: "State", commit: Commit) -> bool:
         sealed = state.seal is not None and state.seal.completes(commit.plan)
