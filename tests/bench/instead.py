@@ -30,7 +30,7 @@ from sweep.provenance import cpu_model
 from sweep.quantity import human_size
 from tests.orphans import adopt_orphans, wait_for_all
 
-POINTS, TRIALS = 10_000, 100
+POINTS, TRIALS = 1_000, 100
 REPEATS = 3
 WORKERS = 2
 KERNELS = ("6.1", "6.6", "6.12", "6.13")
