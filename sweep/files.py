@@ -1,6 +1,7 @@
 """Reading the TOML files that users give: bounded, regular files only, every fault with its line."""
 
 import errno
+import json
 import re
 import stat
 import tomllib
@@ -103,3 +104,8 @@ def short(value: object) -> str:
     except ValueError:  # an integer too long to print
         return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def toml_value(value: Any) -> str:
+    """A text, number or truth value as TOML: JSON writes them so, but for DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,6 +1,5 @@
 """What is asked, and the study that answers it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,16 +7,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kernels.policy import PolicyError, behaviours
 from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PMD_BYTES, PUD_BYTES
 from sweep.configs import shared_workloads
 from sweep.errors import StudyError, UsageError
-from sweep.files import nearest
-from sweep.parameters import COLUMN_OF, Point
+from sweep.files import nearest, toml_value
+from sweep.parameters import Point
 from sweep.plan import Plan
 from sweep.quantity import parse_size
 from sweep.runner import RunOptions
 from sweep.study import Study, load_study
+from sweep.study_text import block, listed_workload, pair, proposals_of
 
 NAME = "recommend"
 FILE = "recommend.toml"
@@ -25,7 +24,6 @@ QUESTION = "the question"  # where a fault is that no file of the user's has
 REPLICATES = 3
 KERNELS = ("5.15", "6.1", "6.6", "6.12", "6.18")  # that are asked about beside the host's
 FAILURES = (0.1, 0.5, 1.0)  # of 2M allocations
-PROPOSALS = ("change_pte_prefetch", "no_change_pte", "always_writable")
 HUGETLB = {"anonymous_hugetlb_2mb": PMD_BYTES, "anonymous_hugetlb_1gb": PUD_BYTES}
 Conditions = Mapping[str, Any]
 
@@ -97,15 +95,15 @@ def load(asked: Asked, folder: Path) -> Study:
     """Write the study into a folder and read it as any other. Settings and other conditions that the study cannot have (a step that the
     backing or the kernel lacks, ...) are left out. Raises StudyError."""
     path = folder / FILE
-    point = next(iter(Plan(_read(path, asked, [_block({}, {"backing": ["anonymous_thp"]})])))).point
+    point = next(iter(Plan(_read(path, asked, [block({"backing": ["anonymous_thp"]})])))).point
     here = _possible(path, asked, point, {}) or blocks(point, {}, asked.proposals)  # if none can be, the reader says why
-    return _read(path, asked, [*here, *(block for place in _others(point, asked) for block in _possible(path, asked, point, place))])
+    return _read(path, asked, [*here, *(each for place in _others(point, asked) for each in _possible(path, asked, point, place))])
 
 
 def _possible(path: Path, asked: Asked, point: Point, place: Conditions) -> list[str]:
     """The blocks of a place without the backings that its points cannot have."""
     whole = blocks(point, place, asked.proposals)
-    return whole if _can(path, asked, whole) else [block for block in split(point, place, asked.proposals) if _can(path, asked, [block])]
+    return whole if _can(path, asked, whole) else [each for each in split(point, place, asked.proposals) if _can(path, asked, [each])]
 
 
 def _can(path: Path, asked: Asked, blocks: Sequence[str]) -> bool:
@@ -130,50 +128,39 @@ def study_text(asked: Asked, blocks: Sequence[str]) -> str:
     workload = asked.conditions["workload"]
     lines = [
         f"# Question: which settings take the least time for {workload}?",
-        *([f"include = [{_toml(str(asked.own.resolve()))}]"] if asked.own else []),
+        *([f"include = [{toml_value(str(asked.own.resolve()))}]"] if asked.own else []),
         "[study]",
         f'name = "{NAME}"',
-        f"title = {_toml(f'Settings for {workload}')}",
+        f"title = {toml_value(f'Settings for {workload}')}",
         f"replicates = {REPLICATES}",
         "[point]",
-        *(_pair(name, value) for name, value in asked.conditions.items()),
+        *(pair(name, value) for name, value in asked.conditions.items()),
         *blocks,
     ]
     if asked.accesses:
-        lines += [f"[workload.{workload}]", f'steps = [{{ op = "touch_list", path = {_toml(asked.accesses)} }}]']
+        lines.append(listed_workload(workload, asked.accesses))
     return "\n".join(lines) + "\n"
 
 
 def blocks(point: Point, place: Conditions, proposals: bool) -> list[str]:
     """All settings of the point's guest under conditions that replace its own."""
-    return [_block(place, axes) for axes in settings_of(point.model_copy(update=dict(place)), proposals)]
+    return [block(axes, place) for axes in settings_of(point.model_copy(update=dict(place)), proposals)]
 
 
 def split(point: Point, place: Conditions, proposals: bool) -> Iterator[str]:
     """The same, a block for each backing."""
     for axes in settings_of(point.model_copy(update=dict(place)), proposals):
-        yield from (_block(place, {**axes, "backing": [backing]}) for backing in axes["backing"])
+        yield from (block({**axes, "backing": [backing]}, place) for backing in axes["backing"])
 
 
 def settings_of(point: Point, proposals: bool) -> Iterator[Mapping[str, Sequence[Any]]]:
     """The axes of what can be chosen for a guest, and of the list thread's patches where they are asked for and can be."""
-    hugetlb = [
-        name for size, name in ((PMD_BYTES, "anonymous_hugetlb_2mb"), (PUD_BYTES, "anonymous_hugetlb_1gb")) if point.memory % size == 0
-    ]
+    hugetlb = [name for name, size in HUGETLB.items() if point.memory % size == 0]
     yield {"backing": ["anonymous", "anonymous_thp", *hugetlb, "shmem", "shmem_thp"], "prealloc": ["none", "populate"]}
     if not point.policy.startswith("huge_zero"):  # which say what that page does
         yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
-    policies = [policy for policy in PROPOSALS if proposals and _exists(point.kernel, policy, point.mmu)]
-    if policies:
+    if proposals and (policies := proposals_of(point.kernel, point.mmu)):
         yield {"backing": ["anonymous", "anonymous_thp"], "policy": policies}
-
-
-def _exists(kernel: str, policy: str, mmu: str) -> bool:
-    try:
-        behaviours(kernel, policy)
-    except PolicyError:
-        return False
-    return mmu == "tdp" or policy != "change_pte_prefetch"
 
 
 def _others(point: Point, asked: Asked) -> Iterator[Conditions]:
@@ -189,18 +176,3 @@ def _others(point: Point, asked: Asked) -> Iterator[Conditions]:
         values["memory"] = [size for size in (point.memory // 2, point.memory * 2) if PMD_BYTES <= size <= MAX_MEMORY_BYTES]
     if asked.what_if:
         yield from ({name: value} for name in values if name not in kept for value in values[name])
-
-
-def _block(place: Conditions, axes: Mapping[str, Sequence[Any]]) -> str:
-    point = ", ".join(_pair(name, value) for name, value in place.items())
-    grid = ", ".join(f"{name} = [{', '.join(_toml(value) for value in values)}]" for name, values in axes.items())
-    return f"[[block]]\npoint = {{ {point} }}\ngrid = {{ {grid} }}"
-
-
-def _pair(name: str, value: Any) -> str:
-    return f"{name} = {_toml(f'{value}B' if name in COLUMN_OF else value)}"
-
-
-def _toml(value: Any) -> str:
-    """JSON writes texts, numbers and booleans as TOML does."""
-    return json.dumps(value, ensure_ascii=False)

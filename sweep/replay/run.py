@@ -22,7 +22,7 @@ from sweep.dataset.read import open_dataset
 from sweep.dataset.storage import SCHEMES, sync_folder
 from sweep.dataset.store import Store
 from sweep.errors import DatasetError, EnvironmentProblemError, UsageError, printable
-from sweep.files import nearest, read_toml
+from sweep.files import nearest, read_toml, toml_value
 from sweep.ownership import check_free
 from sweep.replay.accesses import fold_trace
 from sweep.replay.answer import Imported, as_json, for_report, tables_of, text_of
@@ -252,7 +252,7 @@ def _study_text(options: ReplayOptions, imported: Imported) -> str:
     if options.study is not None:
         return asked_study(options.study, imported.folded, mmu)
     kernel = options.kernel or kernel_of(imported.trace.release)
-    title = json.dumps(f"What if: the faults of {printable(Path(imported.trace.name).name, 200)} under other settings", ensure_ascii=False)
+    title = toml_value(f"What if: the faults of {printable(Path(imported.trace.name).name, 200)} under other settings")
     return default_study(study_name(options.trace), title, imported.folded, kernel, mmu)
 
 

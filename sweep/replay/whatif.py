@@ -7,18 +7,19 @@ from typing import Any
 
 import pandas as pd
 
-from kernels.policy import PolicyError, UnknownKernelError, behaviours, parse_kernel
+from kernels.policy import UnknownKernelError, parse_kernel
 from kernels.spec import PMD_BYTES
 from sweep.errors import Fault, StudyError
-from sweep.files import read_toml
+from sweep.files import read_toml, toml_value
 from sweep.replay.accesses import Folded
 from sweep.report.roles import PARAMETER_COLUMNS
+from sweep.study_text import block, listed_workload, proposals_of
 
 WORKLOAD = "trace"
 LIST_NAME = "accesses.parquet"
+WORKLOAD_TEXT = f"\n{listed_workload(WORKLOAD, LIST_NAME)}"
 DEFAULT_KERNEL = "6.12"
 NEWER_KERNEL = "6.13"  # the first that gives a write to the huge zero page a huge page
-POLICIES = ("change_pte_prefetch", "no_change_pte", "always_writable")
 SMALL, HUGE = "anonymous", "anonymous_thp"
 OTHERS = ("anonymous_hugetlb_2mb", "shmem")
 SETTINGS = ("kernel", "policy", "backing", "use_zero_page", "prealloc")
@@ -42,16 +43,16 @@ def memory_of(folded: Folded) -> int:
 def default_study(name: str, title: str, folded: Folded, kernel: str, mmu: str) -> str:
     """The settings that a host's owner can choose, beside those of the list thread, on the kernel of the host and a newer one."""
     kernels = [kernel] if parse_kernel(kernel) >= parse_kernel(NEWER_KERNEL) else [kernel, NEWER_KERNEL]
-    blocks = [
-        _block(kernel=kernels, backing=[SMALL, HUGE]),
-        _block(kernel=kernels, backing=[HUGE], use_zero_page=[False]),
-        _block(kernel=[kernel], backing=[SMALL, HUGE], prealloc=["populate"]),
-        _block(kernel=[kernel], backing=list(OTHERS)),
+    grids: list[Mapping[str, Sequence[Any]]] = [
+        {"kernel": kernels, "backing": [SMALL, HUGE]},
+        {"kernel": kernels, "backing": [HUGE], "use_zero_page": [False]},
+        {"kernel": [kernel], "backing": [SMALL, HUGE], "prealloc": ["populate"]},
+        {"kernel": [kernel], "backing": list(OTHERS)},
     ]
-    policies = [policy for policy in POLICIES if _makes_sense(kernel, policy, mmu)]
-    blocks += [_block(kernel=[kernel], policy=policies, backing=[SMALL, HUGE])] if policies else []
+    policies = proposals_of(kernel, mmu)
+    grids += [{"kernel": [kernel], "policy": policies, "backing": [SMALL, HUGE]}] if policies else []
     head = f'[study]\nname = "{name}"\ntitle = {title}\n\n'
-    return head + _point(memory_of(folded), folded.vcpus, mmu) + "".join(blocks) + _workload()
+    return head + _point(memory_of(folded), folded.vcpus, mmu) + "".join(f"\n{block(axes)}" for axes in grids) + WORKLOAD_TEXT
 
 
 def asked_study(path: Path, folded: Folded, mmu: str) -> str:
@@ -64,33 +65,11 @@ def asked_study(path: Path, folded: Folded, mmu: str) -> str:
         raise StudyError([Fault(str(path), "point", "must be a table of parameters")])
     lines = _point(memory_of(folded), folded.vcpus, mmu).splitlines()
     kept = [line for line in lines if line.split(" = ")[0] not in given]
-    included = str(path.resolve()).replace("\\", "\\\\").replace('"', '\\"')
-    return f'include = ["{included}"]\n\n' + "\n".join(kept) + "\n" + _workload()
+    return f"include = [{toml_value(str(path.resolve()))}]\n\n" + "\n".join(kept) + "\n" + WORKLOAD_TEXT
 
 
 def _point(memory: int, vcpus: int, mmu: str) -> str:
     return f'[point]\nmemory = "{memory}B"\nvcpus = {vcpus}\nmmu = "{mmu}"\nworkload = "{WORKLOAD}"\n'
-
-
-def _block(**axes: Sequence[Any]) -> str:
-    text = ", ".join(f"{name} = [{', '.join(_toml(value) for value in values)}]" for name, values in axes.items())
-    return f"\n[[block]]\ngrid = {{ {text} }}\n"
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"'
-
-
-def _workload() -> str:
-    return f'\n[workload.{WORKLOAD}]\nsteps = [{{ op = "touch_list", path = "{LIST_NAME}" }}]\n'
-
-
-def _makes_sense(kernel: str, policy: str, mmu: str) -> bool:
-    try:
-        behaviours(kernel, policy)
-    except PolicyError:
-        return False
-    return mmu == "tdp" or policy != "change_pte_prefetch"
 
 
 def compared(points: pd.DataFrame, faults: int) -> pd.DataFrame:
