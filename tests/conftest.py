@@ -1,15 +1,19 @@
 """Shared fixtures: small studies, run once per session."""
 
 import shutil
+import sys
 from collections import Counter as Tally
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sweep import cli
 from sweep.configs import config_root
 from sweep.report.build import Report, build_report
 
+Command = Callable[..., tuple[int, str, str]]
 SMALL_STUDY = """
 [study]
 name = "small"
@@ -42,6 +46,22 @@ def thread_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     place = tmp_path_factory.mktemp("published") / "thread"
     shutil.copytree(config_root().parent / "results" / "published" / "thread", place)
     return build_report(place)
+
+
+@pytest.fixture
+def faultsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process: exit status, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["faultsweep", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return (code if isinstance(code, int) else 0 if code is None else 1), out, err
+
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

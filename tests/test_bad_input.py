@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from sweep import cli
 from sweep.configs import config_root
 from sweep.dataset.read import open_dataset
 from sweep.errors import FaultsweepError, StudyError, UsageError
 from sweep.plan import Plan
 from sweep.study import load_study
+from tests.conftest import Command
 
 HEAD = '[study]\nname = "s"\n'
 POINT = HEAD + '[point]\nmemory = "2MiB"\n'  # what follows is line 5 of the file
@@ -62,25 +62,6 @@ def one_fault(path: Path, where: str, *words: str) -> None:
     assert lines[0].startswith(where + ": "), lines[0]
     for word in words:
         assert word in lines[0], lines[0]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """The command in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["faultsweep", *map(str, arguments)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    out, err = capsys.readouterr()
-    code = caught.value.code
-    return (code if isinstance(code, int) else 0 if code is None else 1), out, err
-
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def faultsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    return lambda *arguments: command(monkeypatch, capsys, *arguments)
 
 
 def process(*arguments: object, cwd: Path, seconds: float = 60, memory: int | None = None) -> subprocess.CompletedProcess[str]:

@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import pytest
 
 import sweep
 from kernels.cost import Cost
-from sweep import cli
 from sweep.calibrate import CalibrateOptions, calibrate, verdict
 from sweep.configs import CostFile, config_root, load_costs
 from sweep.cost_text import cost_toml
@@ -28,6 +25,7 @@ from sweep.report.build import build_report
 from sweep.runner import RunOptions
 from sweep.schema import POINTS
 from sweep.study import load_study
+from tests.conftest import Command
 
 ROW = {
     "case": "lab-1",
@@ -279,19 +277,6 @@ def test_every_metric_is_a_column_of_the_points() -> None:
 # --- the command
 
 
-@pytest.fixture
-def faultsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["faultsweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        code = caught.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
-
-
-Command = Callable[..., tuple[int, str, str]]
 HELD = [word for c in Cost if c not in (Cost.CLEAR_2M_NS, Cost.THP_FAULT_NS) for word in ("--hold", c.name.lower())]
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +14,6 @@ import sweep
 from kernels.cost import Cost
 from kernels.jit import PYTHON_ONLY
 from kernels.spec import PMD_BYTES
-from sweep import cli
 from sweep.calibrate import CalibrateOptions, calibrate
 from sweep.configs import CostFile, config_root, load_costs
 from sweep.cost_text import cost_toml
@@ -33,6 +31,7 @@ from sweep.measure.sampling import MIN_RUNS, RUNS, DiscardedRunError, Probe, Sam
 from sweep.measure.small_process import run_script
 from sweep.measure.threads import line_ns, thread_probes
 from sweep.runner import RunOptions
+from tests.conftest import Command
 
 ABOUT = {"machine": "a machine", "method": "as told", "date": "2026-11-23", "source": "a test"}
 SPREAD = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)  # quartiles: -3 and 3
@@ -232,20 +231,6 @@ def test_the_file_is_accepted_says_of_each_cost_which_it_is_and_has_the_same_byt
 
 
 # --- the command
-
-Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def faultsweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["faultsweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        code = caught.value.code
-        return (code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
 
 
 def fake_probes(monkeypatch: pytest.MonkeyPatch, run: Callable[[Quantity], float]) -> None:
