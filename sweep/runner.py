@@ -14,6 +14,7 @@ import numpy as np
 
 from kernels.jit import compile_cache
 from kernels.program import SUFFIX
+from sweep.dataset.records import Seal
 from sweep.dataset.repair import repair
 from sweep.dataset.seal import clear_away, seal
 from sweep.dataset.storage import LocalStorage
@@ -302,10 +303,11 @@ def _stopper(stop: _Stop, summary: RunSummary, options: RunOptions) -> Callable[
 
 
 def _commit(store: Store, result: ChunkResult, summary: RunSummary, timings: Timings) -> None:
-    if is_visible(store, result):
+    sealed = sealed_elsewhere(store, result)
+    if sealed is None:
         store.commit(result.commit)
     else:
-        store.discard(result.commit)
+        store.discard(result.commit, sealed)
     summary.done += result.done
     summary.failed += result.failed
     timings.add(result)
@@ -316,16 +318,16 @@ def _line(result: ChunkResult) -> str:
     return f"{result.commit.key}: {result.done} points, {result.failed} failed, {seconds:.2f} s on {result.worker}"
 
 
-def is_visible(store: Store, result: ChunkResult) -> bool:
-    """The parts that a worker published are there. False: another run made them too, sealed the plan, and took them away.
+def sealed_elsewhere(store: Store, result: ChunkResult) -> Seal | None:
+    """None: the parts that a worker published are there. Else the seal of another run, which made them too and took them away.
 
     Raises EnvironmentProblemError where a worker on another machine writes what the driver cannot read."""
     gone = [part for part in result.commit.parts if store.storage.size(part.path) != part.nbytes]
     if not gone:
-        return True
+        return None
     sealed = store.seal()
     if sealed is not None and sealed.completes(result.commit.plan):
-        return False
+        return sealed
     raise EnvironmentProblemError(
         f"{store.name}: {gone[0].path}, which {result.worker} published, is not to be seen from here; "
         f"give --out on storage that all machines share, or a URL like s3://bucket/name"

@@ -78,12 +78,9 @@ def _seal(store: Store, state: State, plan_digest: str, study_digest: str) -> Se
 
 def clear_away(store: Store, made: Seal) -> Seal:
     """Remove the commits that a seal stands for, and their parts; a run that died meanwhile left the rest to the next one."""
-    kept = {part.path for part in made.parts}
     for key in made.absorbed:
-        commit = store.commit_of(key)
-        for part in commit.parts if commit else ():
-            if part.path not in kept:
-                store.storage.remove(part.path)
+        if commit := store.commit_of(key):
+            store.discard(commit, made)
         store.remove_commit(key)
     made = replace(made, absorbed=())
     store.storage.replace(SEALED, json_bytes(made.as_json()))

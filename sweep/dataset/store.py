@@ -312,22 +312,21 @@ class Store:
     def forget_sealed(self) -> bool:
         """Remove commits that came after another run had sealed the same rows and taken their parts away; True if there were any."""
         state = self.state()
-        for commit in (late := [commit for commit in state.commits if self._is_sealed(state, commit)]):
+        if state.seal is None:
+            return False
+        sealed = [commit for commit in state.commits if state.seal.completes(commit.plan)]
+        late = [commit for commit in sealed if any(self.storage.size(part.path) is None for part in commit.parts)]
+        for commit in late:
             self.remove_commit(commit.key)
-            self.discard(commit)
+            self.discard(commit, state.seal)
         return bool(late)
 
-    def discard(self, commit: Commit) -> None:
-        """Remove what is left of the parts of a commit whose rows another run has sealed: nobody else would, where storage has no locks."""
-        seal = self.seal()
-        kept = {part.path for part in seal.parts} if seal else {part.path for part in commit.parts}
+    def discard(self, commit: Commit, seal: Seal) -> None:
+        """Remove the parts of a commit whose rows are in the seal: nobody else would, where storage has no locks."""
+        kept = {part.path for part in seal.parts}
         for part in commit.parts:
             if part.path not in kept:
                 self.storage.remove(part.path)
-
-    def _is_sealed(self, state: "State", commit: Commit) -> bool:
-        sealed = state.seal is not None and state.seal.completes(commit.plan)
-        return sealed and any(self.storage.size(part.path) is None for part in commit.parts)
 
     def remove_strays(self) -> None:
         """Parts of runs that died before their commit; only while no other run writes here."""
