@@ -31,6 +31,7 @@ LARGE = 1_000_000  # points of a block
 MAX_AXIS = 1_000_000
 DEFAULT_BUDGET_CPU_HOURS = 100.0
 RESERVED = frozenset({"con", "prn", "aux", "nul"} | {f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10)})
+CURE = "; change the value, or leave such points out with where"  # of a combination that cannot be
 
 
 @dataclass(frozen=True)
@@ -492,7 +493,7 @@ def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Loca
         empty, point = False, block.point(digits)
         faults = [text for check in CHECKS if (text := check(point))]
         if faults:
-            found |= {((), f"{text}; change the value, or leave such points out with where"): None for text in faults}
+            found |= {((), f"{text}{CURE}"): None for text in faults}
             continue
         key = tuple(getattr(point, name) for name in STEP_PARAMETERS)
         if key in seen or point.workload not in workloads:

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 from sweep.cli import app
 from sweep.configs import config_root
 from sweep.dataset.read import open_dataset
-from sweep.errors import StudyError, UsageError
+from sweep.errors import InterruptedRunError, StudyError, UsageError
 from sweep.plan import Plan
 from sweep.quantity import human_time
 from sweep.recommend.answer import Recommendation, recommend, tell
-from sweep.recommend.asked import Asked, RecommendOptions, load
+from sweep.recommend.asked import Asked, RecommendOptions, pose
 from sweep.recommend.ranking import FIGURES, ranking, records
 from sweep.recommend.reason import double_faults
 from sweep.report.build import build_report
 from sweep.report.facts import PARTS
-from sweep.runner import RunOptions, run
+from sweep.runner import RunOptions, RunSummary, run
 from sweep.study import Study
 
 INLINE = RunOptions(executor="inline", quiet=True)
@@ -43,7 +43,7 @@ Asking = tuple[Study, pd.DataFrame, Path]
 @pytest.fixture(scope="module")
 def asking(tmp_path_factory: pytest.TempPathFactory) -> Asking:
     folder = tmp_path_factory.mktemp("recommend")
-    study = load(Asked(GUEST, proposals=True), folder)
+    study = pose(Asked(GUEST, proposals=True), folder).study
     run(study, folder / "out", INLINE)
     return study, open_dataset(folder / "out").points(), folder / "out"
 
@@ -91,7 +91,7 @@ SPARSE = '[study]\nname = "own"\n[workload.sparse]\nsteps = [{ op = "touch", acc
 
 
 def sparse(asked: Asked, folder: Path) -> tuple[Study, pd.DataFrame]:
-    study = load(asked, folder)
+    study = pose(asked, folder).study
     run(study, folder / "out", INLINE)
     return study, open_dataset(folder / "out").points()
 
@@ -175,17 +175,24 @@ def test_own_workload_and_conditions_that_kernels_lack(tmp_path: Path) -> None:
     """KVM_PRE_FAULT_MEMORY came with 6.11: no such guest on older kernels."""
     own = tmp_path / "own.toml"
     own.write_text(OWN)
-    study = load(Asked({"kernel": "6.12", "workload": "mine"}, own=own), tmp_path)
-    points = [planned.point for planned in Plan(study)]
+    posed = pose(Asked({"kernel": "6.12", "workload": "mine"}, own=own), tmp_path)
+    points = [planned.point for planned in Plan(posed.study)]
     assert {point.kernel for point in points} == {"6.12", "6.18"}
     assert {point.memory for point in points} == {16 * MIB, 32 * MIB, 64 * MIB}
+    assert [(left.place, left.setting) for left in posed.left_out] == [
+        ("", "anonymous_hugetlb_1gb"),  # told once, not again for every kernel
+        ("", "anonymous_hugetlb_1gb, populate"),
+        *((f"kernel {kernel}", "") for kernel in ("5.15", "6.1", "6.6")),
+    ]
+    assert posed.left_out[0].why == "memory = 32MiB is no multiple of backing anonymous_hugetlb_1gb's page, 1GiB"
+    assert posed.left_out[2].why.startswith("pre_fault: kernel 5.15 has no KVM_PRE_FAULT_MEMORY")
 
 
 def test_what_is_set_stays(tmp_path: Path) -> None:
-    study = load(Asked(GUEST, overrides=["thp_failure=0.5", "mmu=shadow"]), tmp_path)
+    study = pose(Asked(GUEST, overrides=["thp_failure=0.5", "mmu=shadow"]), tmp_path).study
     assert {planned.point.thp_failure for planned in Plan(study)} == {0.5}
     assert {planned.point.mmu for planned in Plan(study)} == {"shadow"}
-    alone = load(Asked(GUEST, what_if=False), tmp_path)
+    alone = pose(Asked(GUEST, what_if=False), tmp_path).study
     assert {planned.point.kernel for planned in Plan(alone)} == {"6.1"}
 
 
@@ -195,6 +202,34 @@ def test_trace_says_guest_and_kernel(tmp_path: Path) -> None:
     assert found.question.startswith("Settings for trace, kernel ")
     assert found.ranking.rows["exits"].max() > 0
     assert len(open_dataset(tmp_path / "out").points()) == 3 * len(found.ranking.rows)
+
+
+def test_what_is_left_out_is_told_with_its_reason(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(OWN)
+    asked = RecommendOptions(study=own, workload="mine", kernel="6.12", memory="4MiB", overrides=["vcpus=1", "thp_failure=0.0"], run=INLINE)
+    found = recommend(asked)
+    lines = found.as_text().partition("\nLeft out\n")[2].splitlines()
+    assert lines[0].startswith("  anonymous_hugetlb_1gb; anonymous_hugetlb_1gb, populate: memory = 4MiB is no multiple of ")
+    assert lines[1].startswith("  kernel 5.15: pre_fault: kernel 5.15 has no ")
+    assert [left["place"] for left in found.as_json()["left_out"]] == ["", "", "kernel 5.15", "kernel 6.1", "kernel 6.6"]
+
+
+def test_large_differences_are_told_without_decimals(asking: Asking) -> None:
+    study, points, _ = asking
+    slow = points.assign(guest_ns=points["guest_ns"].where(points["backing"] != "anonymous", 50 * points["guest_ns"]))
+    more = tell(slow, study, None).ranking.rows.loc["anonymous", "more"]
+    assert more > 10
+    assert f" +{100 * more:,.0f}% " in tell(slow, study, None).as_text()
+
+
+def test_interrupted_it_says_where_what_is_done_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweep.recommend.answer.run_study", lambda *_: RunSummary("a study", "out", 1, 0, stopped_by=15))
+    asked = RecommendOptions(workload="first_touch", memory="4MiB", what_if=False, run=INLINE)
+    with pytest.raises(InterruptedRunError, match="with --out DIR what is done is"):
+        recommend(asked)
+    with pytest.raises(InterruptedRunError, match=f"kept in {tmp_path / 'out'}: ask again"):
+        recommend(replace(asked, out=str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +285,7 @@ def test_cost_file_of_the_command_is_in_the_working_directory(tmp_path: Path, mo
 
 def test_a_fault_of_the_question_names_no_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"^the question: block.0: memory = 3MiB is no multiple"):
-        load(Asked({"memory": 3 * MIB, "workload": "first_touch"}, overrides=["backing=anonymous_hugetlb_2mb"]), tmp_path)
+        pose(Asked({"memory": 3 * MIB, "workload": "first_touch"}, overrides=["backing=anonymous_hugetlb_2mb"]), tmp_path)
 
 
 def test_where_no_setting_is_left_no_condition_is_recommended_in_its_place(tmp_path: Path) -> None:
@@ -322,7 +357,7 @@ def test_the_budget_that_an_error_asks_for_is_enough(tmp_path: Path) -> None:
 
 
 def test_policies_about_the_huge_zero_page_can_be_set(tmp_path: Path) -> None:
-    study = load(Asked({**GUEST, "kernel": "6.5"}, what_if=False, overrides=["policy=huge_zero_thp"]), tmp_path)
+    study = pose(Asked({**GUEST, "kernel": "6.5"}, what_if=False, overrides=["policy=huge_zero_thp"]), tmp_path).study
     assert {planned.point.use_zero_page for planned in Plan(study)} == {True}
 
 
@@ -337,8 +372,8 @@ def test_backings_that_a_step_cannot_have_are_left_out(tmp_path: Path, step: str
     own = tmp_path / "own.toml"
     own.write_text(f'[study]\nname = "own"\n[workload.some]\nsteps = [{{ op = "touch" }}, {step}, {{ op = "touch" }}]\n')
     asked = Asked({**GUEST, "workload": "some"}, own=own)
-    study = load(asked, tmp_path)
+    study = pose(asked, tmp_path).study
     assert {planned.point.backing for planned in Plan(study)} == backings
     assert next(iter(Plan(study))).point.kernel == GUEST["kernel"]
     with pytest.raises(StudyError, match=r"own\.toml:4: "):
-        load(replace(asked, overrides=["backing=shared_hugetlb_2mb"]), tmp_path)
+        pose(replace(asked, overrides=["backing=shared_hugetlb_2mb"]), tmp_path)

@@ -1,9 +1,9 @@
 """`faultsweep recommend`: ask, run, compare, tell."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sweep.dataset.read import open_dataset
 from sweep.errors import DatasetError, InterruptedRunError, UsageError
 from sweep.plan import Plan
 from sweep.quantity import format_size, human_size, human_time
-from sweep.recommend.asked import Asked, Conditions, RecommendOptions, asked_point, budget_of, check, load
+from sweep.recommend.asked import Asked, Conditions, LeftOut, Posed, RecommendOptions, asked_point, budget_of, check, pose
 from sweep.recommend.changes import Changes, changes, enough
 from sweep.recommend.ranking import GUEST, Ranking, Row, needs, rankings, records
 from sweep.recommend.reason import double_faults, reasons
@@ -29,7 +29,8 @@ TOLD = ("workload", "memory_bytes", "vcpus", "kernel")  # of every question
 
 @dataclass(frozen=True, eq=False)
 class Recommendation:
-    """The answer. `question`: what was asked; `budget`: bytes; `out`: the dataset, '' where it was not to be kept."""
+    """The answer. `question`: what was asked; `budget`: bytes; `out`: the dataset, '' where it was not to be kept; `left_out`: what of
+    the settings and conditions that recommend looks at the guest cannot have."""
 
     question: str
     budget: int | None
@@ -37,6 +38,7 @@ class Recommendation:
     reasons: list[str]
     changes: Changes
     out: str
+    left_out: Sequence[LeftOut] = ()
 
     def as_text(self) -> str:
         best = self.ranking.row(self.ranking.best)
@@ -56,6 +58,7 @@ class Recommendation:
             *(f"  {line}" for line in self.changes.lines(self.ranking.best) or ["nothing that was looked at"]),
             *([f"  The same for: {'; '.join(self.changes.same)}"] if self.changes.same else []),
             *([f"  {self.changes.costs.note}"] if self.changes.costs.note else []),
+            *(["", "Left out", *(f"  {line}" for line in _lines(self.left_out))] if self.left_out else []),
         ]
         return "\n".join([*parts, *(["", f"next: faultsweep report {self.out}"] if self.out else [])])
 
@@ -67,7 +70,7 @@ class Recommendation:
             spans = [f"replicates {_span(sign * row['more_low'], sign * row['more_high'])}"]
             if costs.mean == costs.mean:  # not NaN
                 spans.append(f"each cost over its range {_span(sign * _beyond(costs.low), sign * _beyond(costs.high))}")
-            yield f"{rival} takes {abs(row['more']):.2%} {word} ({'; '.join(spans)})"
+            yield f"{rival} takes {_percent(abs(row['more']))} {word} ({'; '.join(spans)})"
         if good:
             yield f"as good, within 1 %: {'; '.join(good)}"
 
@@ -77,7 +80,7 @@ class Recommendation:
             {
                 "setting": rows.index,
                 "guest time": [_time(ns) for ns in rows[GUEST]],
-                "more": [f"{more:+z.2%}" for more in rows["more"]],
+                "more": [_percent(more, "+") for more in rows["more"]],
                 "VMM's time": [_time(ns) if ns > 0 else "" for ns in rows["total_ns"] - rows[GUEST]],
                 "memory": [human_size(size) for size in rows["needs"]],
                 "exits": [f"{exits:,.0f}" for exits in rows["exits"]],
@@ -104,6 +107,7 @@ class Recommendation:
             "same": list(changed.same),
             "less_than_rival_percent": {"mean": costs.mean, "low": costs.low, "high": costs.high, "note": costs.note},
             "flips": [{"cost": name, "value_ns": value, "flips_at_ns": flips} for name, value, flips in costs.flips],
+            "left_out": [asdict(each) for each in self.left_out],
             "out": self.out,
         }
 
@@ -114,22 +118,27 @@ def recommend(options: RecommendOptions) -> Recommendation:
     with ExitStack() as stack:
         out = options.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="recommend-"))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recommend-")))
-        study = _trace_study(options, out) if options.trace else load(_asked(options, asked_point(options)), folder)
+        posed = _trace_study(options, out) if options.trace else pose(_asked(options, asked_point(options)), folder)
+        study = posed.study
         summary = run_study(study, out, options.run)
         if summary.stopped_by:
-            raise InterruptedRunError(summary.stopped_by, "with --out DIR what is done is kept")
+            raise InterruptedRunError(summary.stopped_by, _kept(options.out))
         if summary.exit_status:
             raise DatasetError(f"{summary.failed + summary.left} of {summary.total} points have no result; --out DIR keeps their errors")
         points = open_dataset(out).points()
         asked = points["point_id"].isin([planned.point_id for planned in Plan(study)])  # --out may hold answers to other questions
-        return tell(points[asked], study, budget_of(options), options.out or "")
+        return replace(tell(points[asked], study, budget_of(options), options.out or ""), left_out=posed.left_out)
+
+
+def _kept(out: str | None) -> str:
+    return f"what is done is kept in {out}: ask again to go on" if out else "nothing is kept; with --out DIR what is done is"
 
 
 def _asked(options: RecommendOptions, conditions: Conditions, accesses: str = "") -> Asked:
     return Asked(conditions, accesses, options.study, options.proposals, options.what_if, options.overrides)
 
 
-def _trace_study(options: RecommendOptions, out: str) -> Study:
+def _trace_study(options: RecommendOptions, out: str) -> Posed:
     """Import the trace into the dataset's folder, where the study reads its accesses."""
     replayed = replay(ReplayOptions(str(options.trace), out, kernel=options.kernel, import_only=True, run=options.run))
     imported = replayed.imported
@@ -141,7 +150,7 @@ def _trace_study(options: RecommendOptions, out: str) -> Study:
         "workload": WORKLOAD,
     }
     folder = replayed.out / FOLDER
-    return load(_asked(options, conditions, str((folder / LIST_NAME).resolve())), folder)
+    return pose(_asked(options, conditions, str((folder / LIST_NAME).resolve())), folder)
 
 
 def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") -> Recommendation:
@@ -183,7 +192,20 @@ def _beyond(less: float) -> float:
 
 
 def _span(low: float, high: float) -> str:
-    return " ... ".join(f"{end:z.2%}" for end in sorted((low, high)))
+    return " ... ".join(_percent(end) for end in sorted((low, high)))
+
+
+def _percent(part: float, sign: str = "") -> str:
+    """Of 1,000 % and more no decimals."""
+    return f"{part:{sign}z,.{2 if abs(part) < 10 else 0}%}"
+
+
+def _lines(left_out: Sequence[LeftOut]) -> list[str]:
+    """What is left out for the same reason stands in one line."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for each in left_out:
+        by_reason.setdefault((each.place, each.why), []).append(each.setting)
+    return [": ".join(filter(None, (place, "; ".join(settings), why))) for (place, why), settings in by_reason.items()]
 
 
 def _time(ns: float) -> str:

@@ -1,21 +1,23 @@
 """What is asked, and the study that answers it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PMD_BYTES, PUD_BYTES
+from kernels.spec import KVM_MAX_VCPUS, MAX_MEMORY_BYTES, PMD_BYTES
 from sweep.configs import shared_workloads
 from sweep.errors import StudyError, UsageError
 from sweep.files import nearest, toml_value
-from sweep.parameters import Point
+from sweep.parameters import COLUMN_OF, Point
 from sweep.plan import Plan
 from sweep.quantity import parse_size
+from sweep.report.roles import setting_label, word
 from sweep.runner import RunOptions
-from sweep.study import Study, load_study
+from sweep.study import CURE, Study, load_study
 from sweep.study_text import block, listed_workload, pair, proposals_of
 
 NAME = "recommend"
@@ -24,8 +26,9 @@ QUESTION = "the question"  # where a fault is that no file of the user's has
 REPLICATES = 3
 KERNELS = ("5.15", "6.1", "6.6", "6.12", "6.18")  # that are asked about beside the host's
 FAILURES = (0.1, 0.5, 1.0)  # of 2M allocations
-HUGETLB = {"anonymous_hugetlb_2mb": PMD_BYTES, "anonymous_hugetlb_1gb": PUD_BYTES}
+BACKINGS = ("anonymous", "anonymous_thp", "anonymous_hugetlb_2mb", "anonymous_hugetlb_1gb", "shmem", "shmem_thp")
 Conditions = Mapping[str, Any]
+Axes = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,23 @@ class Asked:
     proposals: bool = False
     what_if: bool = True
     overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the study cannot have, and why. `place`: the other conditions, '' for those that were asked about; `setting`: '' for all."""
+
+    place: str
+    setting: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Posed:
+    """The study that answers a question, and what is not in it."""
+
+    study: Study
+    left_out: Sequence[LeftOut]
 
 
 def check(options: RecommendOptions) -> None:
@@ -91,27 +111,46 @@ def asked_point(options: RecommendOptions) -> Conditions:
     return {name: getattr(point, name) for name in found}
 
 
-def load(asked: Asked, folder: Path) -> Study:
+def pose(asked: Asked, folder: Path) -> Posed:
     """Write the study into a folder and read it as any other. Settings and other conditions that the study cannot have (a step that the
     backing or the kernel lacks, ...) are left out. Raises StudyError."""
     path = folder / FILE
     point = next(iter(Plan(_read(path, asked, [block({"backing": ["anonymous_thp"]})])))).point
-    here = _possible(path, asked, point, {}) or blocks(point, {}, asked.proposals)  # if none can be, the reader says why
-    return _read(path, asked, [*here, *(each for place in _others(point, asked) for each in _possible(path, asked, point, place))])
+    here, left = _possible(path, asked, point, {})
+    chosen = here or _blocks(settings_of(point, asked.proposals), {})  # if none can be, the reader says why
+    never = {each.setting for each in left}
+    for place in _others(point, asked):
+        there, lacks = _possible(path, asked, point, place)
+        chosen += there
+        left += (lack for lack in lacks if lack.setting not in never)
+    return Posed(_read(path, asked, chosen), tuple(left))
 
 
-def _possible(path: Path, asked: Asked, point: Point, place: Conditions) -> list[str]:
-    """The blocks of a place without the backings that its points cannot have."""
-    whole = blocks(point, place, asked.proposals)
-    return whole if _can(path, asked, whole) else [each for each in split(point, place, asked.proposals) if _can(path, asked, [each])]
+def _possible(path: Path, asked: Asked, point: Point, place: Conditions) -> tuple[list[str], list[LeftOut]]:
+    """The blocks of a place without the settings that its points cannot have; and these, or the place as a whole."""
+    axes = list(settings_of(point.model_copy(update=dict(place)), asked.proposals))
+    whole = _blocks(axes, place)
+    if not _why_not(path, asked, whole):
+        return whole, []
+    found: list[str] = []
+    left: list[LeftOut] = []
+    where = ", ".join(word(COLUMN_OF.get(name, name), value) for name, value in place.items())
+    for values in (dict(zip(each, chosen, strict=True)) for each in axes for chosen in product(*each.values())):
+        one = _blocks([{name: [value] for name, value in values.items()}], place)
+        if why := _why_not(path, asked, one):
+            left.append(LeftOut(where, setting_label(values), why))
+        else:
+            found += one
+    return found, left if found else [replace(left[0], setting="")]
 
 
-def _can(path: Path, asked: Asked, blocks: Sequence[str]) -> bool:
+def _why_not(path: Path, asked: Asked, blocks: Sequence[str]) -> str:
+    """Why there is no study of these blocks; '' if there is one."""
     try:
         _read(path, asked, blocks)
-    except StudyError:
-        return False
-    return True
+    except StudyError as error:
+        return error.faults[0].text.removesuffix(CURE)
+    return ""
 
 
 def _read(path: Path, asked: Asked, blocks: Sequence[str]) -> Study:
@@ -142,21 +181,14 @@ def study_text(asked: Asked, blocks: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def blocks(point: Point, place: Conditions, proposals: bool) -> list[str]:
-    """All settings of the point's guest under conditions that replace its own."""
-    return [block(axes, place) for axes in settings_of(point.model_copy(update=dict(place)), proposals)]
+def _blocks(axes: Iterable[Axes], place: Conditions) -> list[str]:
+    """Settings under conditions that replace the guest's own."""
+    return [block(each, place) for each in axes]
 
 
-def split(point: Point, place: Conditions, proposals: bool) -> Iterator[str]:
-    """The same, a block for each backing."""
-    for axes in settings_of(point.model_copy(update=dict(place)), proposals):
-        yield from (block({**axes, "backing": [backing]}, place) for backing in axes["backing"])
-
-
-def settings_of(point: Point, proposals: bool) -> Iterator[Mapping[str, Sequence[Any]]]:
+def settings_of(point: Point, proposals: bool) -> Iterator[Axes]:
     """The axes of what can be chosen for a guest, and of the list thread's patches where they are asked for and can be."""
-    hugetlb = [name for name, size in HUGETLB.items() if point.memory % size == 0]
-    yield {"backing": ["anonymous", "anonymous_thp", *hugetlb, "shmem", "shmem_thp"], "prealloc": ["none", "populate"]}
+    yield {"backing": BACKINGS, "prealloc": ["none", "populate"]}
     if not point.policy.startswith("huge_zero"):  # which say what that page does
         yield {"backing": ["anonymous_thp"], "use_zero_page": [False]}
     if proposals and (policies := proposals_of(point.kernel, point.mmu)):
