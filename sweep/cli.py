@@ -182,13 +182,14 @@ def verify(
 def report(
     dataset: DatasetPath,
     other: Annotated[str | None, typer.Argument(help="a second dataset, to compare the first with")] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="file for the page [default: report/index.html in the dataset]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write DIR/report/index.html, print the main table; or compare two datasets. Example: faultsweep report results/thread"""
     from sweep.report.build import build_report
     from sweep.report.compare import compare
 
-    built = compare(dataset, other) if other is not None else build_report(dataset)
+    built = compare(dataset, other, page) if other is not None else build_report(dataset, page)
     _print_json(built.as_json()) if as_json else print(built.as_text())
 
 

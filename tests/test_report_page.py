@@ -14,6 +14,7 @@ import sweep
 from sweep.dataset.store import Store
 from sweep.errors import DatasetError
 from sweep.report.build import Report, build_report
+from sweep.report.compare import compare
 from sweep.report.page import Page, columns, embedded, policy, render, short
 from sweep.report.sections import SECTIONS, Drawn
 from sweep.report.tables import ReportTable
@@ -142,6 +143,35 @@ def test_a_dataset_without_points_is_an_error(study_file: Path, tmp_path: Path) 
     (tmp_path / "x" / "sealed.json").unlink(missing_ok=True)
     with pytest.raises(DatasetError, match="holds no points yet; run the study first"):
         build_report(tmp_path / "x")
+
+
+def test_where_every_point_failed_the_error_says_so(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(
+        '[study]\nname = "lost"\n[point]\nmemory = "4MiB"\nworkload = "gone"\n'
+        '[workload.gone]\nsteps = [{ op = "touch_list", path = "t.csv" }]\n[[block]]\ngrid = { kernel = ["6.1", "6.12"] }\n'
+    )
+    (tmp_path / "t.csv").write_text("vcpu,gfn,write\n0,0,1\n")
+    loaded = sweep.load_study(study)
+    (tmp_path / "t.csv").write_text("vcpu,gfn,write\n9,0,1\n")  # no vCPU 9
+    sweep.run(loaded, tmp_path / "data", sweep.RunOptions(executor="inline", quiet=True))
+    told = "no point has a result, 2 failed; faultsweep query .* 'from errors' says why"
+    with pytest.raises(DatasetError, match=told):
+        build_report(tmp_path / "data")
+    with pytest.raises(DatasetError, match=told):
+        compare(tmp_path / "data", tmp_path / "data")
+
+
+def test_the_page_can_lie_elsewhere(study_file: Path, tmp_path: Path) -> None:
+    """A dataset that others own is only read."""
+    sweep.run(study_file, tmp_path / "x", sweep.RunOptions(executor="inline", quiet=True))
+    there = sorted((tmp_path / "x").rglob("*"))
+    pages = tmp_path / "pages" / "x.html", tmp_path / "pages" / "both.html"
+    assert build_report(tmp_path / "x", pages[0]).path == pages[0]
+    assert compare(tmp_path / "x", tmp_path / "x", pages[1]).path == pages[1]
+    assert sorted((tmp_path / "x").rglob("*")) == there
+    assert pages[0].read_bytes() == build_report(tmp_path / "x").path.read_bytes()
+    assert pages[1].read_bytes() == compare(tmp_path / "x", tmp_path / "x").path.read_bytes()
 
 
 # --- names stay names

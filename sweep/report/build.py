@@ -77,8 +77,9 @@ class Report:
         }
 
 
-def build_report(place: Path | str) -> Report:
-    """Compute the report of a dataset and write DIR/report/index.html. Raises DatasetError."""
+def build_report(place: Path | str, page_file: Path | None = None) -> Report:
+    """Compute the report of a dataset and write its page: `page_file`, without it DIR/report/index.html. Raises DatasetError, and
+    EnvironmentProblemError where the page cannot be written."""
     dataset = Dataset(place)
     facts = gather(dataset)
     standing = standings(facts)
@@ -97,7 +98,7 @@ def build_report(place: Path | str) -> Report:
         claims,
         observed[-1:],
     )
-    path = dataset.store.local_folder() / "report" / "index.html"
+    path = page_file or dataset.store.local_folder() / "report" / "index.html"
     tables = [*(own or observed[:1] or [configurations.head(PRINTED_ROWS)]), *observed[-1:], *traces]
     report = Report(facts.title, text or answer(facts, standing, rows), path, tables, claims, facts.digests)
     page = Page(report.title, facts.study.name, facts.question, report.answer, figures(facts), notes(facts), drawn(material))

@@ -20,7 +20,7 @@ from sweep.errors import DatasetError
 from sweep.record import study_of
 from sweep.report import charts
 from sweep.report.charts import Chart, coloured
-from sweep.report.facts import numbered, order_of
+from sweep.report.facts import no_points, numbered, order_of
 from sweep.report.page import Page, render
 from sweep.report.roles import CONDITIONS, PARAMETER_COLUMNS, SETTINGS, chosen, setting_label, word
 from sweep.report.sections import Drawn
@@ -84,9 +84,13 @@ class Side:
     digests: Mapping[str, str]
 
 
-def compare(first: Path | str, second: Path | str) -> Comparison:
-    """Compare two datasets and write FIRST/report/compare-SECOND.html. Raises DatasetError where they do not pair."""
+def compare(first: Path | str, second: Path | str, page_file: Path | None = None) -> Comparison:
+    """Compare two datasets and write the page: `page_file`, without it FIRST/report/compare-SECOND.html. Raises DatasetError where they do
+    not pair, EnvironmentProblemError where the page cannot be written."""
     datasets = Dataset(first), Dataset(second)
+    rows = tuple(dataset.store.state().rows for dataset in datasets)
+    if not all(rows):
+        raise no_points(datasets[rows.index(0)])
     sides = _side(datasets[0]), _side(datasets[1])
     with connection({name: _table(dataset) for name, dataset in zip("ab", datasets, strict=True)}, threads=1) as database:
         differs = what_differs(database, sides)
@@ -94,10 +98,11 @@ def compare(first: Path | str, second: Path | str) -> Comparison:
     for name in sorted(set(pairs["workload"]) if "workload" in pairs else ()):
         _same_workload(sides, str(name))
     summary, changes = summary_table(pairs), changes_table(pairs)
-    alone = without_partner(pairs, tuple(dataset.store.state().rows for dataset in datasets))
+    alone = without_partner(pairs, rows)
     notes = (*_notes(sides, differs), *alone, METHOD)
     title = f"{sides[0].name} (A) against {sides[1].name} (B)"
-    path = datasets[0].store.local_folder() / "report" / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', sides[1].name)[:80]}.html"
+    name = f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', sides[1].name)[:80]}.html"
+    path = page_file or datasets[0].store.local_folder() / "report" / name
     found = Comparison(title, answer(pairs), path, summary, changes, notes)
     sections = [
         Drawn("summary", "Summary", [*notes, summary]),
@@ -146,9 +151,6 @@ def what_differs(database: duckdb.DuckDBPyConnection, sides: tuple[Side, Side]) 
     wrong = []
     for name in _keys(database):
         values = [{row[0] for row in database.sql(f"select distinct {_key(name)} from {side}").fetchall()} for side in "ab"]  # noqa: S608  our own names
-        if not values[0] or not values[1]:
-            empty = sides[0] if not values[0] else sides[1]
-            raise DatasetError(f"{empty.name}: holds no points yet; run the study first")
         if values[0] & values[1]:
             continue
         if len(values[0]) == len(values[1]) == 1:

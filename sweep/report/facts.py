@@ -104,11 +104,20 @@ def gather(dataset: Dataset) -> Facts:
     with connection({"points": table}, threads=1) as database:
         frame = configurations(database)
     if frame.empty:
-        raise DatasetError(f"{dataset.store.name}: holds no points yet; run the study first")
+        raise no_points(dataset)
     seal = dataset.store.seal()
     digests = {"study": str(record["digest"]), "model_digest": str(record["model_digest"])}
     digests |= {"root_digest": seal.root_digest, "content_digest": seal.content_digest} if seal else {}
     return facts_of(frame, study, question_of(dataset), int(record["points"]), dataset.errors(), digests)
+
+
+def no_points(dataset: Dataset) -> DatasetError:
+    """Of a dataset that has none, and why."""
+    name, failed = dataset.store.name, len(dataset.errors())
+    if not failed:
+        return DatasetError(f"{name}: holds no points yet; run the study first")
+    why = f"faultsweep query {name} 'from errors' says why"
+    return DatasetError(f"{name}: no point has a result, {failed:,} failed; {why}")
 
 
 def facts_of(frame: pd.DataFrame, study: Study, question: str, planned: int, failed: pd.DataFrame, digests: Mapping[str, str]) -> Facts:
