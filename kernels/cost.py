@@ -52,7 +52,7 @@ class Cost(IntEnum):
     MMU_LOCK_WRITE_NS = 19
     """Hold of mmu_lock for write by a callback that flushes nothing."""
     MMU_LOCK_READ_NS = 20
-    """Hold of mmu_lock for read by one fault: stale check and install."""
+    """Hold of mmu_lock by one fault, under the TDP MMU for read: stale check and install."""
     TLB_FLUSH_NS = 21
     """A synchronous TLB shootdown, first target."""
     TLB_FLUSH_TARGET_NS = 22
@@ -99,6 +99,8 @@ class Cost(IntEnum):
     """From one thread to another on a CPU, what its caches lose included."""
     SMT_NS = 43
     """What 1000 ns of work take while the core's other hardware thread works too."""
+    LEGACY_FAULT_NS = 44
+    """A fault of the legacy or shadow MMU, beyond one of the TDP MMU, holding mmu_lock for write: walk, rmap, prefetch."""
 
 
 DEFAULT_COSTS: Mapping[Cost, int] = {
@@ -146,6 +148,7 @@ DEFAULT_COSTS: Mapping[Cost, int] = {
     Cost.TIME_SLICE_NS: 3000000,
     Cost.CONTEXT_SWITCH_NS: 1500,
     Cost.SMT_NS: 1500,
+    Cost.LEGACY_FAULT_NS: 400,
 }
 
 

@@ -303,6 +303,8 @@ def on_map_held(m: Machine, env: Env, actor: int) -> bool:
         for _ in range(flushes):
             flush_guest(m, env, actor)
     c[Cpu.TIME] += env.costs[Cost.MMU_LOCK_READ_NS]
+    if lock_mode(env) == WRITE:
+        c[Cpu.TIME] += env.costs[Cost.LEGACY_FAULT_NS]
     c[Cpu.PHASE] = Phase.MAP_DONE
     return False
 

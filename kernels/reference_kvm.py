@@ -113,7 +113,8 @@ class Kvm(PrimaryMmu):
         outcome, flush = Outcome.RETRY, False
         if not self.is_stale(gfn, seq):
             outcome, flush = self.map_leaf(gfn, access, map_writable, prefetch)
-        yield Kernel(self.costs[Cost.MMU_LOCK_READ_NS], self.flush_remote_tlbs(task) if flush else 0)
+        held = self.costs[Cost.MMU_LOCK_READ_NS] + (0 if self.config.tdp else self.costs[Cost.LEGACY_FAULT_NS])
+        yield Kernel(held, self.flush_remote_tlbs(task) if flush else 0)
         self.unlock(task, self.mmu_lock)
         return outcome
 

@@ -159,6 +159,14 @@ def test_a_hold_of_mmu_lock_is_from_grant_to_release() -> None:
     assert each_touches([0, 512], costs, mmu="legacy").counters["mmu_lock_write_hold_ns"] == 50 + 150
 
 
+@pytest.mark.parametrize(("mmu", "guest_ns", "hold_ns"), [("tdp", 50, 0), ("legacy", 4 * 450, 4 * 450), ("shadow", 4 * 450, 4 * 450)])
+def test_faults_of_the_legacy_and_shadow_mmu_do_more_under_the_lock_and_one_after_the_other(mmu: str, guest_ns: int, hold_ns: int) -> None:
+    costs = {Cost.MMU_LOCK_READ_NS: 50, Cost.LEGACY_FAULT_NS: 400}
+    run = each_touches([0, 512, 1024, 1536], costs, mmu=mmu)
+    assert (run.guest_ns, run.counters["mmu_lock_write_hold_ns"]) == (guest_ns, hold_ns)
+    assert run.counters["mmu_lock_wait_ns"] == (0 if mmu == "tdp" else (1 + 2 + 3) * 450)
+
+
 def test_a_hold_is_as_long_as_it_takes_on_a_shared_core() -> None:
     costs = {Cost.MMU_LOCK_READ_NS: 1000, Cost.SMT_NS: 1500}
     run = each_touches([0, 512], costs, mmu="legacy", cores=1, smt=2)

@@ -77,6 +77,7 @@ UNTOLD: Mapping[Cost, str] = {
     Cost.TIME_SLICE_NS: "it is a setting of the scheduler",
     Cost.CONTEXT_SWITCH_NS: "no vCPU is preempted",
     Cost.SMT_NS: "no core is shared on purpose",
+    Cost.LEGACY_FAULT_NS: _INSIDE,
 }
 
 
