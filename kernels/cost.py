@@ -45,8 +45,11 @@ class Cost(IntEnum):
     HUGE_ZERO_THP_NS = 14
     """do_huge_zero_wp_pmd(), clearing and notifiers left out."""
     CLEAR_4K_NS = 15
+    """Clearing a 4K page."""
     CLEAR_2M_NS = 16
+    """Clearing 2 MiB of a huge page."""
     COPY_4K_NS = 17
+    """Copying a 4K page."""
     NOTIFIER_NS = 18
     """One notifier callback: entry, SRCU, memslot lookup; locks left out."""
     MMU_LOCK_WRITE_NS = 19
