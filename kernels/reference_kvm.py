@@ -223,11 +223,11 @@ class Kvm(PrimaryMmu):
         """kvm_arch_vcpu_pre_fault_memory(): read faults with prefetch = true, RETRY loops in kvm_tdp_map_page()."""
         gfn = 0
         while gfn < self.config.pages:
-            outcome, fault_ns = Outcome.RETRY, self.costs[Cost.KVM_FAULT_NS]
+            outcome, least_ns = Outcome.RETRY, 0
             while outcome == Outcome.RETRY:
-                yield Kernel(fault_ns)
+                yield Kernel(max(least_ns, self.costs[Cost.KVM_FAULT_NS]))
                 outcome = yield from self.page_fault(task, gfn, Access.READ, prefetch=True)
-                fault_ns = max(SHORTEST_RETRY_NS, fault_ns) if self.in_progress else fault_ns
+                least_ns = SHORTEST_RETRY_NS if self.in_progress else 0
             order = self.sptes.walk(gfn)[0]
             gfn = (gfn >> order) + 1 << order
             yield Guest(0)

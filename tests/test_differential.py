@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from kernels import reference
+from kernels.cost import Cost
 from kernels.engine import mapped_pages
 from kernels.simulate import BudgetError, Run, simulate
 from kernels.spec import (
@@ -34,7 +35,7 @@ from kernels.spec import (
     Vm,
 )
 from kernels.state import Machine
-from kernels.steps import Populate, PreFault, Step, Touch, TouchList
+from kernels.steps import Fork, Ksm, Populate, PreFault, Step, Touch, TouchList
 from tests.strategies import CHECKS, EXAMPLES, KERNELS, checks_of, points, steps_of, unit_of
 
 LIVES = 1000  # of one test
@@ -284,3 +285,13 @@ def test_copy_by_the_vmm_is_not_prefetched() -> None:
     expected = reference.simulate(**configuration)
     assert (expected.counters["change_pte"], expected.counters["spte_prefetch"], expected.steps[-1].counters["pf_fixed"]) == (512, 0, 512)
     compare(configuration)
+
+
+def test_a_second_retry_of_a_prefault_is_as_long_as_the_first() -> None:
+    """The nanosecond that a retry takes while something is being invalidated is not paid by the next one, after KSM is through."""
+    free = dict.fromkeys(Cost, 0) | {Cost.GUP_FAST_NS: 250_000, Cost.NOTIFIER_NS: 1000, Cost.LINE_NS: 50, Cost.SMT_NS: 1000}
+    merging = Ksm(pages_to_scan=1, sleep_ms=1, fraction=0.3)
+    compare(
+        {"kernel": "6.11", "memory": PMD_BYTES, "prealloc": "populate+pre_fault", "prealloc_threads": 3, "ksm": merging}
+        | {"costs": free, "steps": [Fork()]}
+    )
