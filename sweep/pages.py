@@ -8,12 +8,12 @@ from typing import Any
 import typer
 from typer.cli import get_docs_for_click
 
-from kernels.policy import PROPOSALS, PolicyError, behaviours
+from kernels.policy import PROPOSALS
 from sweep.cli import app
 from sweep.configs import COST_TEXTS, CostFile, config_root, load_costs
 from sweep.dataset.files import publish
 from sweep.file_schemas import Schema, cost_meanings, is_size, parameter_schemas, step_schemas
-from sweep.parameters import ALLOWED_VALUES, COLUMN_OF, KERNELS, Point
+from sweep.parameters import ALLOWED_VALUES, COLUMN_OF, KERNELS, Point, policy_fits
 from sweep.schema import columns_page
 from sweep.steps import STEP, STEP_CLASSES, check_steps
 
@@ -88,15 +88,7 @@ def parameters_page() -> str:
 def _proposal(policy: str) -> tuple[str, str, str]:
     """(policy, behaviours that it sets, kernels)."""
     changes = ", ".join(f"`{behaviour.name}` = {value}" for behaviour, value in PROPOSALS[policy].changes.items())
-    return _code(policy), changes, _since([kernel for kernel in KERNELS if _sensible(policy, kernel)]) or "all"
-
-
-def _sensible(policy: str, kernel: str) -> bool:
-    try:
-        behaviours(kernel, policy)
-    except PolicyError:
-        return False
-    return True
+    return _code(policy), changes, _since([kernel for kernel in KERNELS if policy_fits(policy, kernel)]) or "all"
 
 
 def _fields(table: Schema) -> list[str]:

@@ -184,10 +184,13 @@ class Point(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "Point":
-        faults = [text for check in CHECKS if (text := check(self))]
-        if faults:
+        if faults := self.faults():
             raise ValueError("; ".join(faults))
         return self
+
+    def faults(self) -> list[str]:
+        """Why there is no such combination; empty if there is. For points that were made without validation."""
+        return [text for check in CHECKS if (text := check(self))]
 
     @property
     def preallocates(self) -> Prealloc:
@@ -275,3 +278,8 @@ def _check_smt(p: Point) -> str:
 
 
 CHECKS = (_check_hugetlb, _check_mmu, _check_policy, _check_pre_fault, _check_huge_zero, _check_smt)
+
+
+def policy_fits(policy: str, kernel: str, mmu: str = "tdp") -> bool:
+    """Whether a kernel and an MMU can have a proposal. Raises UnknownKernelError."""
+    return not Point.model_construct(policy=policy, kernel=kernel, mmu=mmu).faults()

@@ -15,7 +15,7 @@ from sweep.errors import Fault, StudyError
 from sweep.files import nearest, pydantic_fault, read_toml, short
 from sweep.locate import Location, Source, where_is
 from sweep.observations import Observation, load_observations
-from sweep.parameters import ALLOWED_VALUES, CHECKS, DAEMON_ADAPTERS, DAEMONS, NAME_PATTERN, PARAMETERS, Point
+from sweep.parameters import ALLOWED_VALUES, DAEMON_ADAPTERS, DAEMONS, NAME_PATTERN, PARAMETERS, Point
 from sweep.steps import check_steps
 from sweep.where import Where, WhereError
 
@@ -476,7 +476,7 @@ STEP_PARAMETERS = (
 )  # what steps are checked against
 
 
-CHECKED = frozenset({*STEP_PARAMETERS, "prealloc", "use_zero_page", "cores", "smt"})  # and by CHECKS
+CHECKED = frozenset({*STEP_PARAMETERS, "prealloc", "use_zero_page", "cores", "smt"})  # and by Point.faults()
 
 
 def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Location, str]] | None:
@@ -491,8 +491,7 @@ def _reasons(block: Block, workloads: Mapping[str, Workload]) -> list[tuple[Loca
         if not block.holds(digits):
             continue
         empty, point = False, block.point(digits)
-        faults = [text for check in CHECKS if (text := check(point))]
-        if faults:
+        if faults := point.faults():
             found |= {((), f"{text}{CURE}"): None for text in faults}
             continue
         key = tuple(getattr(point, name) for name in STEP_PARAMETERS)

@@ -3,24 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kernels.policy import PolicyError, behaviours
 from sweep.files import toml_value
-from sweep.parameters import COLUMN_OF
+from sweep.parameters import COLUMN_OF, policy_fits
 
 PROPOSALS = ("change_pte_prefetch", "no_change_pte", "always_writable")  # of the list thread
 
 
 def proposals_of(kernel: str, mmu: str) -> list[str]:
     """The list thread's patches that this kernel and MMU can have."""
-    return [policy for policy in PROPOSALS if _exists(kernel, policy) and (mmu == "tdp" or policy != "change_pte_prefetch")]
-
-
-def _exists(kernel: str, policy: str) -> bool:
-    try:
-        behaviours(kernel, policy)
-    except PolicyError:
-        return False
-    return True
+    return [policy for policy in PROPOSALS if policy_fits(policy, kernel, mmu)]
 
 
 def pair(name: str, value: Any) -> str:
