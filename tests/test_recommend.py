@@ -100,9 +100,7 @@ def sparse(asked: Asked, folder: Path) -> tuple[Study, pd.DataFrame]:
 def bloat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, pd.DataFrame]]:
     """A guest that writes one page of each 2 MiB."""
     folder = tmp_path_factory.mktemp("bloat")
-    (folder / "own.toml").write_text(
-        '[study]\nname = "own"\n[workload.sparse]\nsteps = [{ op = "touch", access = "write", every = "2MiB" }]\n'
-    )
+    (folder / "own.toml").write_text(SPARSE)
     yield sparse(Asked({**GUEST, "workload": "sparse"}, own=folder / "own.toml"), folder)
 
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Recommendation:
     reasons: list[str]
     changes: Changes
     out: str
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[LeftOut]
 
     def as_text(self) -> str:
         best = self.ranking.row(self.ranking.best)
@@ -127,7 +127,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
             raise DatasetError(f"{summary.failed + summary.left} of {summary.total} points have no result; --out DIR keeps their errors")
         points = open_dataset(out).points()
         asked = points["point_id"].isin([planned.point_id for planned in Plan(study)])  # --out may hold answers to other questions
-        return replace(tell(points[asked], study, budget_of(options), options.out or ""), left_out=posed.left_out)
+        return tell(points[asked], study, budget_of(options), options.out or "", posed.left_out)
 
 
 def _kept(out: str | None) -> str:
@@ -153,7 +153,7 @@ def _trace_study(options: RecommendOptions, out: str) -> Posed:
     return pose(_asked(options, conditions, str((folder / LIST_NAME).resolve())), folder)
 
 
-def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") -> Recommendation:
+def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "", left_out: Sequence[LeftOut] = ()) -> Recommendation:
     """The answer from the points of a question's study. Raises UsageError where no setting fits the budget."""
     base = next(iter(Plan(study))).point.columns()
     found = rankings(points, base, float("inf") if budget is None else budget)
@@ -170,7 +170,7 @@ def tell(points: pd.DataFrame, study: Study, budget: int | None, out: str = "") 
         if rival is None
         else reasons(asked.row(asked.best), asked.row(rival))
     )
-    return Recommendation(question(base, budget), budget, asked, because, changes(found, study), out)
+    return Recommendation(question(base, budget), budget, asked, because, changes(found, study), out, left_out)
 
 
 def _least(points: pd.DataFrame, base: Mapping[str, Any]) -> float:
