@@ -41,7 +41,7 @@ bench: $(STAMP)
 verify: $(STAMP)
 	FAULTSWEEP_EXAMPLES=200000 $(BIN)/python -m pytest -n 2 tests/test_differential.py
 	FAULTSWEEP_KILLS=1000 $(BIN)/python -m pytest -n 2 tests/test_kills.py
-	FAULTSWEEP_STUDIES="bloat dirty-log hugetlb-boot scaling snapshot thp-or-not" $(BIN)/python -m pytest tests/test_studies_page.py
+	FAULTSWEEP_STUDIES=all $(BIN)/python -m pytest tests/test_studies_page.py
 	$(BIN)/faultsweep validate -q --all --random 300 --seconds 1800 --boot 6.1 --boot 6.12 --boot 6.18 --boot 7.3 --mmu tdp --mmu legacy --mmu shadow
 
 mutants: $(STAMP)
